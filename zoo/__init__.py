@@ -1,0 +1,3 @@
+"""zoo: Transformers whose position encodings and attention kernels are plugins."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,25 @@
+"""A user's mistake answered with a sentence: what was asked, why not, what would work.
+
+The command line prints a `ZooError` without a traceback and exits with status 2. Anything else that is raised is a
+defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZooError(Exception):
+    """A request that cannot be served; the message says why and what would work."""
+
+
+def near(word: str, words: Iterable[str]) -> list[str]:
+    """The entries of `words` that `word` was probably meant to be, best first, whatever their capitals."""
+    spelled = {known.lower(): known for known in words}
+    return [spelled[match] for match in difflib.get_close_matches(word.lower(), spelled, n=3, cutoff=0.6)]
+
+
+def listing(words: Iterable[str]) -> str:
+    """'A, B, C' for a sentence; 'none' where there is nothing to list."""
+    return ", ".join(words) or "none"
