@@ -1,0 +1,93 @@
+"""The decoder language model: tokens in, logits out, with whatever position encoding and kernel it is given.
+
+Wide enough in its options to hold Llama, Qwen, Mistral, OLMo2, GPT-NeoX and GPT-2. Hidden states and logits are two
+steps, so that a loss or an evaluation over many tokens never holds all logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.cache import Cache
+from zoo.kernel import Mask
+from zoo.layers import Trunk
+
+
+class Decoder(nn.Module):
+    """A causal Transformer over tokens.
+
+    Args:
+        vocabulary: Number of token ids.
+        length: Tokens of a sequence at first training; it never changes afterwards.
+        tied: One matrix embeds tokens and reads them out.
+        head_bias: A bias on the read-out.
+        window: A token sees only this many tokens back, itself included (default: all).
+        **trunk: The blocks, the position encoding and the kernel.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        length: int = 1024,
+        tied: bool = True,
+        head_bias: bool = False,
+        window: int | None = None,
+        **trunk: Any,
+    ) -> None:
+        super().__init__()
+        self.trunk = Trunk(length=(length,), prefix=0, causal=True, **trunk)
+        dim, std = self.trunk.geometry.dim, trunk.get("std", 0.02)
+        self.length, self.window = length, window
+        self.embedding = nn.Embedding(vocabulary, dim)
+        nn.init.normal_(self.embedding.weight, std=std)
+        self.head = nn.Linear(dim, vocabulary, bias=head_bias)
+        if tied:
+            self.head.weight = self.embedding.weight
+        else:
+            nn.init.normal_(self.head.weight, std=std)
+
+    def forward(self, tokens: Tensor, **context: Any) -> Tensor:
+        """Logits [batch, tokens, vocabulary]; `context` as in `hidden`."""
+        return self.head(self.hidden(tokens, **context))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        documents: Tensor | None = None,
+        padding: Tensor | None = None,
+        cache: Cache | None = None,
+        extent: int | None = None,
+    ) -> Tensor:
+        """Hidden states [batch, tokens, dim] after the last norm.
+
+        Args:
+            tokens: Ids, [batch, tokens]; with a cache, the tokens after those that it holds.
+            documents: [batch, tokens], numbers rising from 0: tokens see their own document only, and positions start
+                anew in each. Not together with a cache.
+            padding: [batch], tokens of padding to the left of each row, which have no position and are not seen.
+            cache: Of earlier tokens.
+            extent: Final length of the request (default: the cache's capacity, or the tokens at hand).
+        """
+        past, count = cache.length if cache else 0, tokens.shape[1]
+        extent = extent or (cache.capacity if cache else count)
+        index = torch.arange(past + count, device=tokens.device)
+        keys = index.float()
+        if documents is not None:
+            keys = restart(documents).float()
+        elif padding is not None:
+            keys = (index - padding[:, None]).clamp(min=0).float()
+        mask = Mask(causal=True, offset=past, window=self.window, documents=documents, padding=padding)
+        return self.trunk(self.embedding(tokens), keys[..., past:, None], keys[..., None], extent, mask, cache)
+
+
+def restart(documents: Tensor) -> Tensor:
+    """Positions [batch, tokens] that start at 0 with each document."""
+    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    fresh = functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return index - torch.where(fresh, index, 0).cummax(1).values

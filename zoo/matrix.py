@@ -1,0 +1,116 @@
+"""What goes with what: a position encoding and a kernel agree, or the reason why not and the way out.
+
+An encoding is asked by running it on two positions, since what it returns is data; nothing is declared twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from zoo import plugins
+from zoo.bias import Bias, carries, rung
+from zoo.errors import ZooError, listing
+from zoo.kernel import Auto, Kernel, Request
+from zoo.position import Encoding, Geometry, PositionEncoding
+
+GEOMETRY = Geometry(dim=64, heads=4, kv_heads=4, head_dim=16, length=(64,))
+"""The small decoder that the table asks about; encodings and kernels are cheap to build at this size."""
+GRID = replace(GEOMETRY, length=(4, 6), prefix=1, causal=False)
+"""The small vision transformer, its grid not square."""
+
+
+def places(position: PositionEncoding) -> Encoding:
+    """What an encoding says about its first two positions: which places it uses, and on which rung."""
+    geometry = position.geometry
+    reference = next(position.buffers(), next(position.parameters(), torch.empty(0)))
+    positions = torch.zeros(min(2, geometry.length[0]), geometry.axes, device=reference.device)
+    positions[-1, 0] = len(positions) - 1
+    hidden = None
+    if position.content:
+        hidden = torch.zeros(1, geometry.prefix + len(positions), geometry.dim, device=reference.device)
+    return position(positions, positions, len(positions), hidden)
+
+
+def request(position: PositionEncoding, **known: Any) -> Request:
+    """What a model with this encoding asks of its kernel."""
+    geometry, encoding = position.geometry, places(position)
+    known.setdefault("mask", frozenset({"causal"} if geometry.causal else ()))
+    return Request(
+        rung=rung(encoding.bias),
+        rotation=encoding.rotation is not None,
+        head_dim=geometry.head_dim,
+        value_dim=geometry.head_dim,
+        **known,
+    )
+
+
+def article(kind: type[Bias]) -> str:
+    return "Slopes" if kind.__name__ == "Slopes" else f"a {kind.__name__} bias"
+
+
+def objections(asked: Request, kernel: Kernel, position: str) -> list[str]:
+    """Why the kernel cannot serve the request; empty where it can."""
+    name = type(kernel).__name__
+    reasons = []
+    if not carries(kernel.fuses, asked.rung) and asked.rung is not None:
+        most = article(kernel.fuses) if kernel.fuses is not None else "no bias"
+        reasons.append(f"{position} adds {article(asked.rung)}; {name} carries {most}.")
+    return [*reasons, *kernel.refuses(asked)]
+
+
+def agree(position: PositionEncoding, kernel: Kernel, **known: Any) -> None:
+    """Raise ZooError where the kernel cannot serve the encoding, with the kernels that can.
+
+    Args:
+        position: The encoding of a model.
+        kernel: Its kernel.
+        known: Fields of the request that are known by now: device, dtype, training, ...
+    """
+    asked, encoding, name = request(position, **known), type(position).__name__, type(kernel).__name__
+    if isinstance(kernel, Auto):
+        if asked.device is not None:
+            kernel.choose(asked)
+        return
+    reasons = objections(asked, kernel, encoding)
+    if not reasons:
+        return
+    able = [
+        other
+        for other, found in plugins.classes("zoo.kernels").items()
+        if not objections(asked, found(position.geometry), encoding)
+    ]
+    what = "carry the bias of" if not carries(kernel.fuses, asked.rung) else "serve"
+    raise ZooError(
+        f"the kernel {name} cannot {what} the position encoding {encoding}.\n  "
+        + "\n  ".join(reasons)
+        + f"\n  Installed kernels that can: {listing(able)}."
+        + (f"   Try:  --model.kernel {able[0]}" if able else "")
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One encoding with one kernel in one small model: reasons are empty where they go together."""
+
+    position: str
+    kernel: str
+    axes: int
+    reasons: tuple[str, ...]
+
+
+def matrix() -> list[Cell]:
+    """A cell for every installed encoding, kernel, and kind of model (1 axis: decoder, 2 axes: vision transformer)."""
+    cells = []
+    for axes, geometry in ((1, GEOMETRY), (2, GRID)):
+        for name, encoding in plugins.classes("zoo.positions").items():
+            for other, found in plugins.classes("zoo.kernels").items():
+                try:
+                    position = encoding(geometry)
+                    reasons = objections(request(position), found(geometry), name)
+                except ZooError as error:
+                    reasons = [str(error)]
+                cells.append(Cell(name, other, axes, tuple(reasons)))
+    return cells
