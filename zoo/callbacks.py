@@ -1,0 +1,135 @@
+"""What a run tells while it goes and leaves behind when it ends: throughput, a sample, a folder to publish."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from zoo.checkpoints import folder
+from zoo.decoder import Decoder
+from zoo.generate import stream
+from zoo.tasks import LanguageModel, Task
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second at best: the data sheet's on a GPU, measured on a CPU (float32 product)."""
+    if device.type == "cuda":
+        return float(get_available_flops(device, dtype) or 0)
+    a, b, best = torch.randn(1024, 1024), torch.randn(1024, 1024), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
+
+
+class Throughput(Callback):
+    """Logs tokens (or images) per second and model-FLOPs utilisation, over all devices, without evaluation's time.
+
+    Args:
+        every: Steps between two readings.
+    """
+
+    def __init__(self, every: int = 20) -> None:
+        self.every = every
+        self.items, self.start = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.items, self.start = 0, time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.items, self.start = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, torch.Tensor], batch_idx: int
+    ) -> None:
+        task = cast(Task, pl_module)
+        text = isinstance(task, LanguageModel)
+        self.items += batch["tokens"][:, 1:].numel() if text else len(batch["labels"])
+        if (batch_idx + 1) % self.every:
+            return
+        if task.device.type == "cuda":
+            torch.cuda.synchronize(task.device)
+        rate = self.items * trainer.world_size / max(time.perf_counter() - self.start, 1e-9)
+        half = str(trainer.precision).startswith(("bf16", "16"))
+        best = peak(task.device, torch.bfloat16 if half else torch.float32) * trainer.world_size
+        task.log("tokens/s" if text else "images/s", rate, prog_bar=True)
+        if best:
+            task.log("mfu", rate * task.flops() / best, prog_bar=True)
+        self.items, self.start = 0, time.perf_counter()
+
+
+class Release(Callback):
+    """Leaves `model/` beside the logs when a run ends: config, safetensors, tokenizer and card, ready to publish.
+
+    A language model also shows a sample of what it writes.
+
+    Args:
+        prompt: What the sample starts from.
+        tokens: Tokens of the sample; 0 for none.
+    """
+
+    def __init__(self, prompt: str = "def ", tokens: int = 100) -> None:
+        self.prompt, self.tokens = prompt, tokens
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        task = cast(Task, pl_module)
+        if trainer.fast_dev_run or trainer.log_dir is None or not task.about:
+            return
+        content: dict[str, Any] = {}
+        task.on_save_checkpoint(content)
+        place = Path(trainer.log_dir) / "model"
+        figures = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val", "train"))
+        }
+        weights = cast(torch.nn.Module, task.network).state_dict()
+        folder.write(place, content["zoo"], weights, card(content["zoo"], figures, task, trainer))
+        lines = [f"{name} {value:.4g}" for name, value in figures.items()]
+        print(f"\n{', '.join(lines)}\n")
+        if isinstance(task, LanguageModel) and self.tokens:
+            print(f"A sample, from {self.prompt!r} on:\n\n{self.sample(task, trainer)}\n")
+        saved = getattr(trainer.checkpoint_callback, "best_model_path", "") or "none"
+        print(f"Checkpoint: {saved}\nTo publish: {place}\nNext:       zoo generate {place} --prompt {self.prompt!r}")
+
+    def sample(self, task: LanguageModel, trainer: Trainer) -> str:
+        """The prompt and what the model adds to it."""
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        network = cast(Decoder, task.network).eval()
+        prompt = torch.tensor([tokenizer.encode(self.prompt)], device=task.device)
+        count = min(self.tokens, max(task.length - prompt.shape[1], 1))
+        new = [int(ids) for ids in stream(network, prompt, count, seed=0, end=tokenizer.end)]
+        return self.prompt + tokenizer.decode([i for i in new if i != tokenizer.end])
+
+
+def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: Trainer) -> str:
+    """The README of a published folder."""
+    network = about["network"]["init_args"]
+    size = sum(parameter.numel() for parameter in cast(torch.nn.Module, task.network).parameters())
+    data = getattr(getattr(trainer, "datamodule", None), "summary", "")
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
+    trained, kind = about["trained"], about["network"]["class_path"].rpartition(".")[2]
+    return f"""# A zoo checkpoint: {kind} with {network["position"]["class_path"]}
+
+{size / 1e6:.2f} M parameters, trained for {trained["steps"]} steps with zoo {about["zoo"]}
+(torch {torch.__version__.partition("+")[0]}, Python {platform.python_version()}, on {task.device.type.upper()}).
+{data}
+
+| measured at the end of training | |
+|---|---|
+{rows}
+
+`config.yaml` says what the model is, `model.safetensors` holds its weights.
+"""

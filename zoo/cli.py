@@ -1,0 +1,203 @@
+"""The command line: the first word picks. Trainer verbs go to LightningCLI, the others to plain functions.
+
+Importing Lightning takes seconds, so each verb imports what it needs when it is called; `zoo --help` and `zoo plugins`
+read metadata only and import no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from zoo import __version__, plugins
+from zoo.errors import ZooError, listing, near
+
+TRAINER = {
+    "fit": "train a model from a recipe",
+    "validate": "loss or accuracy on the validation split",
+    "test": "loss or accuracy on the test split",
+    "predict": "predictions on the test split",
+}
+OWN = {
+    "generate": "sample text from a checkpoint",
+    "plugins": "what is installed, from where, and what goes with what",
+    "check": "the exam for one plugin",
+}
+
+
+def usage() -> str:
+    """The page that `zoo --help` prints."""
+    width = max(map(len, [*TRAINER, *OWN])) + 2
+    verbs = "\n".join(f"  {verb:<{width}}{what}" for verb, what in {**TRAINER, **OWN}.items())
+    installed = "\n".join(
+        f"  {kind + 's':<{20}}{listing(plugins.names(group))}" for group, kind in plugins.GROUPS.items()
+    )
+    return (
+        f"zoo {__version__}: Transformers whose position encodings and attention kernels are plugins\n\n"
+        f"usage: zoo VERB [arguments]        zoo VERB --help\n\n{verbs}\n\ninstalled:\n{installed}\n\n"
+        "example:\n  zoo fit --config recipes/quickstart.yaml --model.position ALiBi\n"
+    )
+
+
+def main() -> None:
+    """Entry point of the command `zoo`; a user's mistake is a sentence on stderr and exit status 2."""
+    try:
+        run(sys.argv[1:])
+    except ZooError as error:
+        print(f"zoo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("zoo: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `zoo plugins | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def run(argv: list[str]) -> None:
+    """Dispatch on the first word."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return
+    verb, rest = argv[0], argv[1:]
+    if verb in ("--version", "-V"):
+        print(f"zoo {__version__}")
+    elif verb in TRAINER:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("zoo").setLevel(logging.INFO)
+        from zoo import train
+
+        train.main(argv)
+    elif verb in OWN:
+        actions: dict[str, Callable[[list[str]], None]] = {"generate": generate, "plugins": show, "check": check}
+        actions[verb](rest)
+    else:
+        guess = near(verb, [*TRAINER, *OWN])
+        hint = f" Did you mean {' or '.join(guess)}?" if guess else ""
+        raise ZooError(f"There is no verb {verb!r}.{hint} Verbs: {listing([*TRAINER, *OWN])}.")
+
+
+class Arguments(argparse.ArgumentParser):
+    """argparse, whose errors are ours."""
+
+    def error(self, message: str) -> Any:
+        raise ZooError(f"{message}. Try:  {self.prog} --help")
+
+
+def generate(argv: list[str]) -> None:
+    """`zoo generate CKPT --prompt TEXT`."""
+    parser = Arguments(prog="zoo generate", description="Sample text from a checkpoint (a .ckpt file or a folder).")
+    parser.add_argument("checkpoint", metavar="CKPT")
+    parser.add_argument("--prompt", required=True, help="text to continue; '-' reads it from standard input")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens to add at most (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    parser.add_argument(
+        "--top_p", type=float, default=0.95, help="probability mass to draw from (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="of the draws (default: a new one)")
+    parser.add_argument("--device", default="cpu", help="where to run (default: %(default)s)")
+    options = parser.parse_args(argv)
+
+    import torch
+
+    from zoo import checkpoints
+    from zoo.data.tokenizer import Tokenizer
+    from zoo.decoder import Decoder
+    from zoo.generate import stream
+
+    found = checkpoints.read(options.checkpoint)
+    model = found.network()
+    if not isinstance(model, Decoder) or "tokenizer" not in found.about:
+        raise ZooError(f"{options.checkpoint} is not a language model with a tokenizer, so it cannot generate text.")
+    tokenizer = Tokenizer.restore(found.about["tokenizer"])
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    ids = tokenizer.encode(prompt)
+    total = len(ids) + options.tokens
+    if len(ids) <= model.length < total:
+        print(
+            f"zoo: {total} tokens exceed the trained length {model.length}; what follows is extrapolated",
+            file=sys.stderr,
+        )
+    new: list[int] = []
+    shown = prompt
+    print(prompt, end="", flush=True)
+    tokens = torch.tensor([ids], dtype=torch.long, device=options.device)
+    for step in stream(
+        model.to(options.device),
+        tokens,
+        options.tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        end=tokenizer.end,
+    ):
+        if int(step) == tokenizer.end:
+            break
+        new.append(int(step))
+        text = prompt + tokenizer.decode(new)
+        if not text.endswith("\ufffd"):  # a character may be spread over several tokens
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print()
+
+
+def show(argv: list[str]) -> None:
+    """`zoo plugins`."""
+    parser = Arguments(prog="zoo plugins", description="What is installed, from where, and what goes with what.")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument(
+        "--strict", action="store_true", help="exit status 2 if a plugin is broken or a name is taken twice"
+    )
+    parser.add_argument(
+        "--details", action="store_true", help="import each plugin: its rung, places, parameters, source"
+    )
+    parser.add_argument("--matrix", action="store_true", help="which encoding goes with which kernel, and why not")
+    options = parser.parse_args(argv)
+    if options.details or options.matrix:
+        from zoo import tables
+
+        document, text = tables.details() if options.details else tables.matrix()
+    else:
+        rows = plugins.table()
+        document = [row.asdict() for row in rows]
+        widths = [max((len(str(getattr(row, key))) for row in rows), default=0) for key in ("name", "group")]
+        text = "\n".join(
+            f"{row.name:<{widths[0]}}  {row.group:<{widths[1]}}  {row.distribution} {row.version}  {row.target}"
+            for row in rows
+        )
+    print(json.dumps(document, indent=1) if options.json else text)
+    wrong = plugins.clashes()
+    if options.strict or options.details or options.matrix:
+        wrong += list(plugins.broken())
+    for line in wrong:
+        print(f"zoo: {line}", file=sys.stderr)
+    if wrong and options.strict:
+        sys.exit(2)
+
+
+def check(argv: list[str]) -> None:
+    """`zoo check NAME`."""
+    parser = Arguments(prog="zoo check", description="The exam for one plugin, without pytest.")
+    parser.add_argument("name", metavar="NAME", help="a position encoding or a kernel")
+    options = parser.parse_args(argv)
+    known = [name for group in plugins.GROUPS for name in plugins.names(group)]
+    groups = [group for group in plugins.GROUPS if options.name in plugins.names(group)]
+    if not groups:
+        guess = near(options.name, known)
+        hint = f" Did you mean {' or '.join(guess)}?" if guess else ""
+        raise ZooError(f"No plugin is called {options.name}.{hint} Installed: {listing(known)}.")
+    from zoo.testing import examine
+
+    failed = 0
+    for group in groups:
+        for result in examine(plugins.load(group, options.name)):
+            mark = "pass" if result.passed else "skip" if result.skipped else "FAIL"
+            failed += mark == "FAIL"
+            print(f"{mark}  {result.name}" + (f": {result.message}" if result.message else ""))
+    if failed:
+        sys.exit(1)

@@ -1,0 +1,268 @@
+"""Where documents come from: files, the Hugging Face hub, or the standard library that every Python brings along.
+
+A corpus is a Hugging Face data set with one column `text`, one row a document, and a digest that says which text it
+is: of the files' bytes, not their names or dates, so that the same corpus has the same digest on any machine. Files
+are read here and not by `datasets`, since Python sources state their own encoding; rows of .jsonl and .parquet are
+read by `datasets`. What was found by searching a folder may be skipped where it is no text, and is counted; what was
+asked for by name may not.
+"""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import platform
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import datasets
+import pyarrow
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
+
+from zoo.errors import ZooError, listing, near
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".xz": lzma.decompress,
+    ".bz2": bz2.decompress,
+}
+ROWS = {".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+PROSE = (".txt", ".text", ".md", ".rst", ".tex", ".raw", ".tokens", ".xml", ".html")
+SOURCE = (".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".js", ".ts", ".rb", ".jl", ".sh")
+LOCAL = "--data.files PATH  trains on local files (.txt, .jsonl, .parquet, or a folder of them)"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents that can be loaded, and what they are.
+
+    Args:
+        origin: what the log calls them.
+        digest: the same for the same text.
+        load: makes the data set, with the one column `text`.
+        parts: the parts that the data set's makers set aside, 'valid' and 'test', where they did.
+    """
+
+    origin: str
+    digest: str
+    load: Callable[[], Dataset | IterableDataset]
+    parts: dict[str, Corpus]
+
+
+def library() -> Corpus:
+    """The standard library's own sources, with its tests where they are installed, without site-packages."""
+    root = Path(sysconfig.get_path("stdlib"))
+    foreign = {"site-packages", "dist-packages", "__pycache__"}
+    paths = [path for path in _walk(root, (".py",)) if not foreign & set(path.relative_to(root).parts)]
+    origin = f"the standard library of Python {platform.python_version()}"
+    return Corpus(origin, _digest(paths, ""), lambda: _documents(paths, named=set()), {})
+
+
+def local(files: str | list[str], column: str, streaming: bool = False, cache: Path | None = None) -> Corpus:
+    """Files, folders and globs: one file a document, or one row where the file is .jsonl or .parquet."""
+    asked = [files] if isinstance(files, str) else files
+    paths, named = _find(asked)
+    if empty := sorted(path for path in named if not path.stat().st_size):
+        raise ZooError(f"The file {empty[0]} is empty.   Try another file for --data.files.")
+
+    def load() -> Dataset | IterableDataset:
+        found: list[Any] = []
+        if plain := [path for path in paths if _kind(path) is None]:
+            found.append(_stream(plain, named) if streaming else _documents(plain, named))
+        for kind in ("json", "parquet"):
+            if rows := [str(path) for path in paths if _kind(path) == kind]:
+                found.append(_rows(kind, rows, column, streaming, cache))
+        return found[0] if len(found) == 1 else datasets.concatenate_datasets(found)
+
+    return Corpus(listing(asked), _digest(paths, column), load, {})
+
+
+def hub(name: str, subset: str | None, column: str, streaming: bool) -> Corpus:
+    """A data set of the Hugging Face hub, with the parts that its makers set aside for validation and test."""
+    with _reach(name):
+        found = datasets.load_dataset(name, subset, streaming=streaming)
+    assert isinstance(found, (DatasetDict, IterableDatasetDict))
+    return _published(found, f"{name} ({subset})" if subset else name, column, streaming)
+
+
+def _published(found: DatasetDict | IterableDatasetDict, origin: str, column: str, streaming: bool) -> Corpus:
+    spelled = {"valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
+    given = {part: next((name for name in names if name in found), None) for part, names in spelled.items()}
+    first = "train" if "train" in found else next(iter(found))
+
+    def corpus(split: str, parts: dict[str, Corpus]) -> Corpus:
+        rows = found[split]
+        # A stream has no digest of its own: its name and version are all that is known before it has been read.
+        digest = f"{origin} {split} {rows.info.version}" if streaming else rows._fingerprint
+        return Corpus(origin, _hash(digest, column), lambda: _only(rows, column, origin), parts)
+
+    return corpus(first, {part: corpus(name, {}) for part, name in given.items() if name not in (None, first)})
+
+
+def read(path: Path) -> str:
+    """The text of one file, as `tokenize.open` reads Python sources, as UTF-8 otherwise.
+
+    Raises UnicodeDecodeError or SyntaxError where it is no such text.
+    """
+    raw = path.read_bytes()
+    if unpack := PACKED.get(path.suffix):
+        try:
+            raw = unpack(raw)
+        except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+            raise ZooError(f"The file {path} is not a whole {path.suffix} archive: {error}.") from error
+    if _suffix(path) != ".py":
+        return raw.decode("utf-8-sig")
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+    return io.TextIOWrapper(io.BytesIO(raw), encoding).read()
+
+
+def _suffix(path: Path) -> str:
+    """The suffix below that of the compression: 'a.jsonl.xz' is a .jsonl."""
+    return (Path(path.stem) if path.suffix in PACKED else path).suffix.lower()
+
+
+def _kind(path: Path) -> str | None:
+    return ROWS.get(_suffix(path))
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    inside = (path for path in folder.rglob("*") if _suffix(path) in suffixes and path.is_file())
+    return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _find(asked: list[str]) -> tuple[list[Path], set[Path]]:
+    """Every file meant, each once and in a fixed order, and those of them that were asked for by name."""
+    paths: list[Path] = []
+    named: set[Path] = set()
+    usable = (*PROSE, *SOURCE, *ROWS)
+    for word in asked:
+        path = Path(word).expanduser()
+        if path.is_file():
+            named.add(path)
+            paths.append(path)
+            continue
+        matches = [path] if path.is_dir() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if not matches:
+            parent = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+            close = f" Near it: {listing(near(path.name, parent))}." if near(path.name, parent) else ""
+            raise ZooError(f"There is no file, folder or match for --data.files {word}.{close}")
+        inside = [[m] if m.is_file() else _walk(m, usable) for m in matches]
+        if not any(inside):
+            raise ZooError(
+                f"The folder {word} holds no file that can be trained on.\n"
+                f"  Read are: {listing(usable)}, each also as {listing(PACKED)}."
+            )
+        paths += [found for some in inside for found in some]
+    return list(dict.fromkeys(paths)), named
+
+
+def _digest(paths: list[Path], column: str) -> str:
+    total = hashlib.sha256(column.encode())
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ZooError(f"The file {path} cannot be read: {error.strerror}.") from error
+    return total.hexdigest()[:16]
+
+
+def _hash(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+
+
+def _texts(paths: list[str], named: list[str]) -> Iterator[dict[str, str | None]]:
+    for word in paths:
+        try:
+            text: str | None = read(Path(word))
+        except (UnicodeDecodeError, SyntaxError) as error:
+            if word in named:
+                raise ZooError(
+                    f"The file {word} is not text that can be read: {error}.\n"
+                    "  Text is read as UTF-8, Python sources in the encoding that they declare."
+                ) from error
+            text = None
+        yield {"text": text}
+
+
+def _documents(paths: list[Path], named: set[Path]) -> Dataset:
+    """In memory: plain files are read anew by each run that has no tokens of them yet, and never copied."""
+    rows = _texts([str(path) for path in paths], [str(path) for path in named])
+    return Dataset.from_dict({"text": [row["text"] for row in rows]}, features=datasets.Features(text=Value("string")))
+
+
+def _stream(paths: list[Path], named: set[Path]) -> IterableDataset:
+    words = {"paths": [str(path) for path in paths], "named": [str(path) for path in named]}
+    # `datasets` takes every list for shards, and they must be of one length: the names are one tuple.
+    return IterableDataset.from_generator(
+        _texts, features=datasets.Features(text=Value("string")), gen_kwargs={**words, "named": tuple(words["named"])}
+    )
+
+
+def _rows(kind: str, paths: list[str], column: str, streaming: bool, cache: Path | None) -> Dataset | IterableDataset:
+    try:
+        rows = datasets.load_dataset(
+            kind, data_files=paths, split="train", streaming=streaming, cache_dir=str(cache) if cache else None
+        )
+    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException, ValueError, OSError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ZooError(f"The files {listing(paths[:3])} cannot be read as {kind}: {reason}.") from error
+    return _only(rows, column, listing(paths[:3]))
+
+
+def _only(rows: Any, column: str, origin: str) -> Any:
+    """The one column, called `text`; a wrong name is answered with the right ones."""
+    names = rows.column_names
+    if names is not None and column not in names:
+        close = near(column, names)
+        guess = close[0] if close else "text" if "text" in names else names[0]
+        raise ZooError(
+            f"{origin} has no column {column!r}; its columns are: {listing(names)}.   Try:  --data.column {guess}"
+        )
+    kind = rows.features[column].dtype if rows.features else "string"
+    if kind not in ("string", "large_string", "string_view"):
+        raise ZooError(f"The column {column!r} of {origin} holds {kind}, not text.   Columns: {listing(names)}.")
+    rows = rows.select_columns([column])
+    rows = rows.rename_column(column, "text") if column != "text" else rows
+    if isinstance(rows, Dataset):
+        try:
+            rows.data.column("text").validate(full=True)
+        except pyarrow.ArrowException as error:
+            raise ZooError(f"{origin} holds text that is not UTF-8: {error}.") from error
+    return rows.cast_column("text", Value("string")) if kind != "string" else rows
+
+
+@contextmanager
+def _reach(name: str) -> Iterator[None]:
+    """One sentence where the hub cannot be reached and nothing was downloaded before, without minutes of retries."""
+    import huggingface_hub.constants
+    import requests
+
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    if not offline and not os.path.exists(name):
+        try:
+            requests.head(huggingface_hub.constants.ENDPOINT, timeout=5)
+        except requests.RequestException:
+            offline = True
+    try:
+        with (
+            mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", offline),
+            mock.patch.object(datasets.config, "HF_HUB_OFFLINE", offline),
+        ):
+            yield
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ZooError(
+            f"The data set {name} cannot be loaded from the Hugging Face hub: {reason.rstrip('.')}.\n  {LOCAL}."
+        ) from error

@@ -1,0 +1,192 @@
+"""Training from a stream: documents are tokenised as they arrive, and nothing is stored.
+
+Each loading process reads its own shards and packs its own blocks. It sends along, with every batch, where it stood
+when the next one began: the stream's own state before the document in progress, and how far into that document. These
+places, one a process, are what a checkpoint keeps. Held-out documents are known by their text (`split.part_of`) and
+left out wherever they turn up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import IterableDataset as Rows
+from datasets.distributed import split_dataset_by_node
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from zoo.data.loader import check
+from zoo.data.split import part_of
+from zoo.data.tokenizer import Tokenizer
+
+Place = dict[str, Any]
+
+
+class Packer(IterableDataset[Any]):
+    """Batches of blocks from one process's share of a stream, with the items of `tokens.Blocks`.
+
+    Args:
+        rows: documents, in the column `text`.
+        tokenizer: makes numbers of them.
+        length: tokens that a model reads at once; blocks hold one more.
+        batch: blocks per batch.
+        valid: share of documents left out for validation.
+        test: share of documents left out for tests.
+        seed: origin of that choice.
+        limit: characters after which this process stops; None reads to the end.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer: Tokenizer,
+        length: int,
+        batch: int,
+        valid: float = 0.0,
+        test: float = 0.0,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        self.rows, self.tokenizer, self.length, self.batch = rows, tokenizer, length, batch
+        self.valid, self.test, self.seed, self.limit = valid, test, seed, limit
+        self.places: dict[int, Place] = {}
+        self.next = 0
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor] | None, Place]]:
+        info = get_worker_info()
+        worker = info.id if info else 0
+        if worker < self.next:
+            # Processes are asked in turn, from the first: those that had their turn before the checkpoint pass.
+            yield worker, None, self.places.get(worker, {})
+        blocks: list[dict[str, Tensor]] = []
+        for block, place in self._blocks(self.places.get(worker, {})):
+            blocks.append(block)
+            if len(blocks) == self.batch:
+                yield worker, {name: torch.stack([b[name] for b in blocks]) for name in blocks[0]}, place
+                blocks = []
+
+    def _blocks(self, place: Place) -> Iterator[tuple[dict[str, Tensor], Place]]:
+        """Blocks, each with the place of the one after it."""
+        held: deque[tuple[Place, np.ndarray]] = deque()
+        offset, ready = place.get("offset", 0), -place.get("offset", 0)
+        for before, numbers in self._documents(place):
+            held.append((before, numbers))
+            ready += len(numbers)
+            while ready > self.length:
+                flat = np.concatenate([numbers for _, numbers in held])[offset : offset + self.length + 1]
+                owner = np.repeat(np.arange(len(held)), [len(numbers) for _, numbers in held])
+                owner = owner[offset : offset + self.length + 1]
+                offset, ready = offset + self.length, ready - self.length
+                while offset >= len(held[0][1]):
+                    offset -= len(held.popleft()[1])
+                block = {
+                    "tokens": torch.from_numpy(flat),
+                    "documents": torch.from_numpy((owner - owner[0]).astype(np.int32)),
+                }
+                yield block, {**held[0][0], "offset": offset}
+
+    def _documents(self, place: Place) -> Iterator[tuple[Place, np.ndarray]]:
+        """Documents to train on, each with the place before it."""
+        rows, read = self.rows, place.get("read", 0)
+        rows.load_state_dict(place["rows"]) if place.get("rows") else None
+        before = place.get("rows")
+        for row in rows:
+            here = {"rows": before, "read": read}
+            before = rows.state_dict()
+            if self.limit is not None and read >= self.limit:
+                return
+            if not (text := row["text"]):
+                continue
+            read += len(text)
+            if part_of(text, self.valid, self.test, self.seed) == "train":
+                yield here, np.array([*self.tokenizer.encode(text), self.tokenizer.end], dtype=np.int64)
+
+
+class Stream(DataLoader):
+    """The loader of a stream, whose place can be stored and taken up again. It has no length.
+
+    Args:
+        rows: documents, in the column `text`, of all processes.
+        pack: makes a `Packer` of this process's documents.
+        workers: processes that load; no more than there are shards. 0 loads in this one.
+        rank: which of the training processes this is.
+        world: how many there are.
+        finished: the trainer's count of batches finished in this epoch; None counts those handed out.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        pack: Callable[[Rows], Packer],
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        finished: Callable[[], int] | None = None,
+    ) -> None:
+        rows = split_dataset_by_node(rows, rank=rank, world_size=world)
+        self.packer = pack(rows)
+        self.rank, self.world, self.finished = rank, world, finished
+        self.workers = min(workers, rows.num_shards)
+        self.past: deque[dict[str, Any]] = deque([{"batches": 0, "next": 0, "places": {}}], maxlen=4)
+        self.restored = False
+        super().__init__(
+            self.packer,
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not self.restored:
+            self.past.append({"batches": 0, "next": 0, "places": {}})
+        self.restored = False
+        last = self.past[-1]
+        self.packer.places, self.packer.next = last["places"], last["next"]
+        for worker, batch, place in super().__iter__():
+            if batch is None:
+                continue
+            last = {
+                "batches": last["batches"] + 1,
+                "next": (worker + 1) % max(1, self.workers),
+                "places": {**last["places"], worker: place},
+            }
+            self.past.append(last)
+            yield batch
+
+    def _here(self) -> dict[str, Any]:
+        packer = self.packer
+        return {
+            "seed": packer.seed,
+            "batch": packer.batch * self.world,
+            "length": packer.length,
+            "streams": self.world * max(1, self.workers),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The places of all processes of all ranks: a checkpoint is written by one rank for all."""
+        last = self.past[-1]
+        if self.finished is not None and not self.restored:
+            # Without a length, Lightning fetches one batch ahead of the one in training.
+            done = self.finished()
+            last = next((past for past in reversed(self.past) if past["batches"] <= done), last)
+        ranks = [last]
+        if self.world > 1 and torch.distributed.is_initialized():
+            ranks = [{} for _ in range(self.world)]
+            torch.distributed.all_gather_object(ranks, last)
+        return {**self._here(), "batches": last["batches"], "ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a stored place; a place in a stream that was shared otherwise is refused."""
+        check({"epoch": 0, "shift": 0, **state_dict}, self._here())
+        self.past.append(state_dict["ranks"][self.rank])
+        self.restored = True
+
+
+def _as_is(item: Any) -> Any:
+    return item

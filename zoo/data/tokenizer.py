@@ -1,0 +1,241 @@
+"""From text to numbers and back, through tiktoken: its named encodings, a .tiktoken file, bytes, or a BPE of one's own.
+
+Whatever its origin, a vocabulary becomes tiktoken ranks, so there is one encoder and one thing for a checkpoint to
+store. A BPE is trained by Hugging Face's `tokenizers` on the training part of the corpus at hand, with GPT-2's rule
+for splitting text into words; the trainer's merges are applied in the order of their numbers, which is what ranks are.
+
+Text never produces the end-of-document number: a '<|endoftext|>' written in a document is ordinary text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import tiktoken.load
+
+from zoo.errors import ZooError, listing, near
+
+END = "<|endoftext|>"
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+class Tokenizer:
+    """Text to token numbers and back; `restore` rebuilds it from what `describe` says.
+
+    Args:
+        name: 'bytes', the name of a tiktoken encoding, or any name for ranks of one's own.
+        ranks: tiktoken ranks; None for bytes and named encodings.
+        pattern: how text is split into words before merging, where ranks are given.
+    """
+
+    def __init__(self, name: str, ranks: dict[bytes, int] | None = None, pattern: str = PATTERN) -> None:
+        self.name, self.ranks, self.pattern = name, ranks, pattern
+        self.encoding: tiktoken.Encoding | None = None
+        if ranks is not None:
+            self.end = max(ranks.values()) + 1
+            special = {END: self.end}
+            self.encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+            self.vocabulary = self.end + 1
+        elif name == "bytes":
+            self.end, self.vocabulary = 256, 257
+        else:
+            self.encoding = _named(name)
+            self.end, self.vocabulary = self.encoding.eot_token, self.encoding.n_vocab
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text, without an end."""
+        if self.encoding is None:
+            return list(text.encode(errors="replace"))
+        return self.encoding.encode_ordinary(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the numbers; what is no text, or no number of this vocabulary, becomes U+FFFD."""
+        return b"".join(map(self._bytes, ids)).decode(errors="replace")
+
+    def _bytes(self, number: int) -> bytes:
+        if number == self.end:
+            return END.encode()
+        try:
+            return self.encoding.decode_single_token_bytes(number) if self.encoding else bytes([number])
+        except (KeyError, ValueError, OverflowError):
+            return "\ufffd".encode()
+
+    def describe(self) -> dict[str, str]:
+        """All that `restore` needs, in plain strings."""
+        if self.ranks is None:
+            return {"name": self.name}
+        packed = base64.b64encode(zlib.compress(_write(self.ranks), 9)).decode()
+        return {"name": self.name, "ranks": packed, "pattern": self.pattern}
+
+    @classmethod
+    def restore(cls, description: dict[str, str]) -> Tokenizer:
+        """The tokenizer that was described."""
+        try:
+            name, packed = description["name"], description.get("ranks")
+            if packed is None:
+                return cls(name)
+            return cls(name, _parse(zlib.decompress(base64.b64decode(packed))), description["pattern"])
+        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            raise ZooError(f"The stored description of a tokenizer is damaged: {error}.") from error
+
+    @property
+    def digest(self) -> str:
+        """The same for tokenizers that give the same numbers."""
+        told = {**self.describe(), "ranks": hashlib.sha256(_write(self.ranks or {})).hexdigest()}
+        told["name"] = "" if self.ranks else self.name
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self.name, self.ranks, self.pattern)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name}, vocabulary {self.vocabulary})"
+
+    def save(self, path: Path) -> None:
+        """Write the ranks as a .tiktoken file, whole or not at all."""
+        assert self.ranks is not None
+        _put(path, _write(self.ranks))
+
+
+def load(name: str) -> Tokenizer:
+    """The tokenizer of a name or a file; 'bpe' is not among them, for it must be trained."""
+    if name == "bytes" or name in tiktoken.list_encoding_names():
+        return Tokenizer(name)
+    path = Path(name).expanduser()
+    if path.is_file():
+        try:
+            ranks = _parse(path.read_bytes())
+        except (ValueError, OSError) as error:
+            raise ZooError(
+                f"The tokenizer file {name} is not a .tiktoken file: {error}.\n"
+                "  Each of its lines is a token in base64, a space, and its rank."
+            ) from error
+        return Tokenizer(path.stem, ranks)
+    known = ["bpe", "bytes", *sorted(tiktoken.list_encoding_names())]
+    close = f"  Did you mean {listing(near(name, known))}?\n" if near(name, known) else ""
+    raise ZooError(
+        f"There is no tokenizer {name}: neither a file nor a name.\n{close}"
+        f"  Names: {listing(known)}; or the path of a .tiktoken file."
+    )
+
+
+def train(texts: Iterable[str], vocabulary: int, name: str = "bpe") -> Tokenizer:
+    """A byte-level BPE of the given size, its end included; smaller where the text has no more pairs to merge."""
+    from tokenizers import Tokenizer as Trained
+    from tokenizers import models, pre_tokenizers, trainers
+
+    if vocabulary < 257:
+        raise ZooError(f"A BPE needs a vocabulary of at least 257, 256 bytes and an end; {vocabulary} were asked for.")
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trained = Trained(models.BPE())
+    trained.pre_tokenizer = words
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 1, initial_alphabet=words.alphabet(), special_tokens=[], show_progress=False
+    )
+    trained.train_from_iterator(texts, trainer)
+    letters = _letters()
+    ranks = {bytes(letters[char] for char in token): rank for token, rank in trained.get_vocab().items()}
+    return Tokenizer(name, ranks)
+
+
+def _letters() -> dict[str, int]:
+    """The characters that stand for bytes in byte-level BPE since GPT-2: themselves where printable."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _write(ranks: dict[bytes, int]) -> bytes:
+    ordered = sorted(ranks.items(), key=lambda item: item[1])
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ordered)
+
+
+def _parse(content: bytes) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise ValueError(f"line {number} is {line[:40]!r}") from error
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise ValueError(f"{len(missing)} of the 256 single bytes have no rank")
+    if len(set(ranks.values())) != len(ranks) or min(ranks.values()) < 0:
+        raise ValueError("two tokens have one rank, or a rank is negative")
+    return ranks
+
+
+def _named(name: str) -> tiktoken.Encoding:
+    with _careful(name):
+        return tiktoken.get_encoding(name)
+
+
+_patching = threading.Lock()
+
+
+@contextmanager
+def _careful(name: str) -> Iterator[None]:
+    """Let tiktoken find its files in its cache or the network, without deleting a file or waiting for ever.
+
+    tiktoken itself removes a cached file whose content it does not expect, and asks the network without a time limit.
+    """
+
+    def fetch(source: str, expected: str | None = None) -> bytes:
+        default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+        folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
+        cached = Path(folder, hashlib.sha1(source.encode()).hexdigest())
+        if folder and cached.is_file():
+            content = cached.read_bytes()
+            if expected and hashlib.sha256(content).hexdigest() != expected:
+                raise ZooError(
+                    f"The file {cached} of tiktoken's cache is damaged: it is not what {name} needs.\n"
+                    "  Remove it, and tiktoken will fetch it anew."
+                )
+            return content
+        content = _download(name, source)
+        if expected and hashlib.sha256(content).hexdigest() != expected:
+            raise ZooError(f"What {source} sent is not the file that the tokenizer {name} needs.   Try again.")
+        if folder:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            _put(cached, content)
+        return content
+
+    with _patching:
+        original, tiktoken.load.read_file_cached = tiktoken.load.read_file_cached, fetch
+        try:
+            yield
+        finally:
+            tiktoken.load.read_file_cached = original
+
+
+def _download(name: str, source: str) -> bytes:
+    import requests
+
+    try:
+        answer = requests.get(source, timeout=(5, 60))
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise ZooError(
+            f"The files of the tokenizer {name} are neither in tiktoken's cache nor can they be fetched.\n"
+            "  Set the variable TIKTOKEN_CACHE_DIR to a folder that holds them, or do without:"
+            "   Try:  --data.tokenizer bytes"
+        ) from error
+    return answer.content
+
+
+def _put(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)

@@ -1,0 +1,83 @@
+"""Sampling from a decoder with a KV cache: read the prompt once, then one token a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from zoo.cache import Cache
+from zoo.decoder import Decoder
+from zoo.errors import ZooError
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+    """Next ids [batch] from logits [batch, vocabulary].
+
+    Temperature 0 takes the likeliest id. Otherwise it is drawn from the smallest set of ids that holds `top_p` of the
+    probability (Holtzman et al. 2020, arXiv:1904.09751).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    weights = (logits.float() / temperature).softmax(-1)
+    if top_p < 1:
+        ranked, order = weights.sort(-1, descending=True)
+        outside = ranked.cumsum(-1) - ranked >= top_p
+        weights = torch.zeros_like(weights).scatter(-1, order, ranked.masked_fill(outside, 0.0))
+    return torch.multinomial(weights, 1, generator=generator).squeeze(-1)
+
+
+@torch.inference_mode()
+def stream(
+    model: Decoder,
+    prompt: Tensor,
+    tokens: int,
+    *,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int | None = None,
+    padding: Tensor | None = None,
+    end: int | None = None,
+) -> Iterator[Tensor]:
+    """New ids [batch] one after the other.
+
+    Args:
+        model: The decoder.
+        prompt: Ids [batch, tokens], at least one and no more than the model's length.
+        tokens: How many to add at most; fewer if every row has reached `end`.
+        temperature: 0 is greedy.
+        top_p: Probability mass to draw from, above 0 and at most 1.
+        seed: Of the draws (default: torch's own generator).
+        padding: [batch], tokens of left padding.
+        end: Id that ends a row.
+    """
+    if prompt.shape[1] < 1:
+        raise ZooError("The prompt is empty; generation needs at least one token to start from.")
+    if prompt.shape[1] > model.length:
+        raise ZooError(
+            f"The prompt has {prompt.shape[1]} tokens, and the model was trained on {model.length}. Shorten it."
+        )
+    if tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise ZooError(
+            "Generation takes tokens >= 1, temperature >= 0 and top_p above 0 and at most 1; "
+            f"got {tokens}, {temperature} and {top_p}."
+        )
+    generator = None if seed is None else torch.Generator(prompt.device).manual_seed(seed)
+    cache = Cache(prompt.shape[1] + tokens)
+    done = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+    new = prompt
+    for _ in range(tokens):
+        hidden = model.hidden(new, cache=cache, padding=padding)
+        ids = choose(model.head(hidden[:, -1]), temperature, top_p, generator)
+        if end is not None:
+            done |= ids == end
+        yield ids
+        if end is not None and bool(done.all()):
+            return
+        new = ids[:, None]
+
+
+def generate(model: Decoder, prompt: Tensor, tokens: int, **options: object) -> Tensor:
+    """The new ids, [batch, at most tokens]; options as in `stream`."""
+    return torch.stack(list(stream(model, prompt, tokens, **options)), 1)  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""The tables of `zoo plugins --details` and `--matrix`, and the README's, from the plugins themselves.
+
+Nothing here is declared: an encoding's places and rung are read off what it returns, parameters are counted, the source
+is the line of its docstring that says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from zoo import plugins
+from zoo.bias import rung
+from zoo.errors import ZooError
+from zoo.kernel import Auto
+from zoo.matrix import GEOMETRY, Cell, places
+from zoo.matrix import matrix as cells
+
+
+def source(plugin: type) -> str:
+    """The docstring's source: what follows "Source:", or its first arXiv reference with the authors before it."""
+    text = re.sub(r"\s+", " ", inspect.getdoc(plugin) or "")
+    named = re.search(r"Source: (.*?arXiv:\d{4}\.\d{4,5})", text) or re.search(r"([^.;(]*?arXiv:\d{4}\.\d{4,5})", text)
+    return named.group(1).strip() if named else ""
+
+
+def summary(plugin: type) -> str:
+    """The docstring's first sentence."""
+    return re.sub(r"\s+", " ", (inspect.getdoc(plugin) or "").partition("\n\n")[0])
+
+
+def details() -> tuple[list[dict[str, Any]], str]:
+    """A document and a text: what each plugin is."""
+    rows: list[dict[str, Any]] = []
+    for row in plugins.table():
+        try:
+            plugin = plugins.load(row.group, row.name)
+            entry: dict[str, Any] = {**row.asdict(), "summary": summary(plugin), "source": source(plugin)}
+            module = plugin(GEOMETRY)
+            entry["parameters"] = sum(p.numel() for p in module.parameters() if p.requires_grad)
+            entry["arguments"] = {
+                name: parameter.default
+                for name, parameter in inspect.signature(plugin).parameters.items()
+                if parameter.kind is parameter.KEYWORD_ONLY
+            }
+            if row.group == "zoo.positions":
+                said = places(module)
+                step = rung(said.bias)
+                used = {
+                    "embedding": said.embedding is not None,
+                    "rotation": said.rotation is not None,
+                    "bias": bool(step),
+                }
+                entry["places"] = [place for place, there in used.items() if there]
+                entry["rung"] = step.__name__ if step else None
+                entry["per_layer"], entry["relative"] = module.per_layer, module.relative
+            elif row.group == "zoo.kernels":
+                entry["form"], entry["fuses"] = module.form, module.fuses.__name__ if module.fuses else None
+        except ZooError as error:
+            entry = {**row.asdict(), "error": str(error)}
+        rows.append(entry)
+    lines = []
+    for entry in rows:
+        if "error" in entry:
+            lines.append(f"{entry['name']}: {entry['error']}")
+            continue
+        arguments = ", ".join(f"{name}={value}" for name, value in entry["arguments"].items())
+        about = (
+            f"places {', '.join(entry['places']) or 'none'}; rung {entry['rung'] or 'none'}; "
+            f"{'per layer' if entry['per_layer'] else 'shared'}"
+            if "places" in entry
+            else f"form {entry['form']}; fuses {entry['fuses'] or 'no bias'}"
+        )
+        lines += [
+            f"{entry['name']}({arguments})  {entry['distribution']} {entry['version']}",
+            f"    {entry['summary']}",
+            f"    {about}; {entry['parameters']} parameters at 4 heads x 16",
+        ]
+        if entry["source"]:
+            lines.append(f"    {entry['source']}")
+    return rows, "\n".join(lines)
+
+
+def matrix() -> tuple[list[dict[str, Any]], str]:
+    """A document and a text: which encoding goes with which kernel."""
+    found = cells()
+    document = [
+        {"position": c.position, "kernel": c.kernel, "axes": c.axes, "works": not c.reasons, "reasons": list(c.reasons)}
+        for c in found
+    ]
+    text = "\n\n".join(
+        f"{title}\n{grid([cell for cell in found if cell.axes == axes])}"
+        for axes, title in ((1, "decoder (text)"), (2, "vision transformer (images)"))
+    )
+    reasons = dict.fromkeys(
+        f"{cell.position} x {cell.kernel}: {reason}" if cell.kernel != Auto.__name__ else f"{cell.position}: {reason}"
+        for cell in found
+        for reason in cell.reasons[:1]
+    )
+    notes = "\n".join(f"  {reason}" for reason in reasons)
+    return document, f"{text}\n\nwhy not:\n{notes}" if notes else text
+
+
+def grid(found: list[Cell]) -> str:
+    """Encodings down, kernels across: yes or a dash."""
+    kernels = list(dict.fromkeys(cell.kernel for cell in found))
+    positions = list(dict.fromkeys(cell.position for cell in found))
+    works = {(cell.position, cell.kernel): not cell.reasons for cell in found}
+    width = max(map(len, positions)) + 2
+    lines = [" " * width + "".join(f"{name:<8}" for name in kernels)]
+    for name in positions:
+        lines.append(f"{name:<{width}}" + "".join(f"{'yes' if works[name, other] else '-':<8}" for other in kernels))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown() -> str:
+    """The README's table: which encoding goes with which kernel in a decoder, and in a vision transformer."""
+    found = cells()
+    kernels = list(dict.fromkeys(cell.kernel for cell in found))
+    works = {(cell.position, cell.kernel, cell.axes): not cell.reasons for cell in found}
+    lines = ["| | tells positions by | " + " | ".join(kernels) + " |", "|---|---|" + "---|" * len(kernels)]
+    for name in dict.fromkeys(cell.position for cell in found):
+        said = places(plugins.load("zoo.positions", name)(GEOMETRY))
+        step = rung(said.bias)
+        used = [
+            word
+            for word, there in (
+                ("embedding", said.embedding is not None),
+                ("rotation", said.rotation is not None),
+                (f"{step.__name__} bias" if step else "", step is not None),
+            )
+            if there
+        ]
+        marks = [
+            "".join(mark for mark, axes in (("T", 1), ("I", 2)) if works.get((name, k, axes))) or "-" for k in kernels
+        ]
+        lines.append(f"| **{name}** | {', '.join(used) or 'nothing'} | " + " | ".join(marks) + " |")
+    return "\n".join(lines) + "\n\nT: text (decoder), I: images (vision transformer), -: refused with a reason."

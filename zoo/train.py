@@ -1,0 +1,183 @@
+"""The Trainer's verbs: `zoo fit | validate | test | predict`, on LightningCLI.
+
+What LightningCLI does in silence is said aloud here: the model that runs is printed once; a checkpoint whose model
+differs from the one asked for stops the run and shows both sides; its tokenizer is the one that is used.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from zoo import checkpoints, plugins
+from zoo.callbacks import Release, Throughput
+from zoo.checkpoints import lightning as ckpt
+from zoo.data import Images, Text
+from zoo.data.tokenizer import Tokenizer
+from zoo.errors import ZooError
+from zoo.messages import Parser
+from zoo.tasks import ImageClassifier, LanguageModel, Task
+
+__all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "Text", "main"]
+
+FREE = {"optimizer", "schedule", "weights", "compile", "chunk", "smoothing", "vocabulary"}
+"""Arguments of a task that a checkpoint's weights do not depend on."""
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Training checkpoints that are whole or absent, and that are read without running anything in them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        ckpt.save(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return ckpt.load(path)
+
+
+class CLI(LightningCLI):
+    """LightningCLI with zoo's classes, defaults and answers."""
+
+    stored: dict[str, Any] | None = None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        model: dict[str, Any] = {
+            "class_path": "zoo.tasks.LanguageModel",
+            "init_args": {"position": "RoPE", "kernel": "Auto"},
+        }
+        self.stored = self.stored or stored(sys.argv[1:])
+        if self.stored is not None and self.stored.get("asked"):
+            model = self.stored["asked"]
+        parser.set_defaults({"model": model, "data": {"class_path": "zoo.data.Text"}})
+
+    def _parse_ckpt_path(self) -> None:
+        """Compare instead of merging in silence."""
+        if self.stored is None or not self.stored.get("asked"):
+            return
+        here = plain(self.config[self.config.subcommand].model)
+        lines = list(differences(self.stored["asked"], here))
+        if lines:
+            raise ZooError(
+                "the checkpoint holds another model than the one asked for.\n  "
+                + "\n  ".join(lines)
+                + "\n  Leave these settings out to continue the checkpoint's model, or start a new run from its "
+                "weights where the shapes allow it:  --model.weights CKPT"
+            )
+
+    def after_instantiate_classes(self) -> None:
+        section = plain(self.config[self.subcommand].model)
+        self.model.asked = section
+        show(section)
+        source = self.stored
+        if source is None and self.model.weights is not None:
+            source = checkpoints.read(self.model.weights).about
+        if source is not None and source.get("tokenizer") and isinstance(self.datamodule, Text):
+            self.datamodule.use(Tokenizer.restore(source["tokenizer"]))
+            rank_zero_only(print)(
+                f"tokenizer: the checkpoint's ({source['tokenizer'].get('name', '')})", file=sys.stderr
+            )
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """A parsed section as dictionaries, lists and numbers, classes by the names that a recipe uses."""
+    return yaml.safe_load(yaml.safe_dump(simplified(section.as_dict() if hasattr(section, "as_dict") else section)))
+
+
+def simplified(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: simplified(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [simplified(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
+
+
+def differences(there: Any, here: Any, path: str = "model") -> Iterator[str]:
+    """A line for each argument that differs and that the weights depend on."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in [*there, *(key for key in here if key not in there)]:
+            if not (path == "model.init_args" and key in FREE):
+                yield from differences(there.get(key), here.get(key), f"{path}.{key}")
+    elif there != here and not (there in (None, {}) and here in (None, {})):
+        yield f"{path.replace('.init_args', '')}: {there} in the checkpoint, {here} asked for"
+
+
+@rank_zero_only
+def show(section: dict[str, Any]) -> None:
+    """Print the model that runs, once: a later file that changes a class drops the earlier one's arguments."""
+
+    def short(node: Any) -> Any:
+        if isinstance(node, Mapping) and "class_path" in node:
+            name, arguments = node["class_path"].rpartition(".")[2], short(node.get("init_args") or {})
+            return {name: arguments} if arguments else name
+        if isinstance(node, Mapping):
+            return {key: short(value) for key, value in node.items() if value is not None}
+        return node
+
+    print(yaml.safe_dump({"model": short(section)}, sort_keys=False).rstrip(), file=sys.stderr)
+
+
+def option(argv: list[str], name: str) -> str | None:
+    """Value of `--name value` or `--name=value`."""
+    for index, word in enumerate(argv):
+        if word == name and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def stored(argv: list[str]) -> dict[str, Any] | None:
+    """What the checkpoint named by --ckpt_path says of itself."""
+    path = option(argv, "--ckpt_path")
+    if path is None or path in ("last", "best", "hpc", "registry", "null"):
+        return None
+    content = ckpt.load(path)
+    if "zoo" not in content:
+        raise ZooError(
+            f"{path} is a Lightning checkpoint of another program: it does not say which zoo model it holds."
+        )
+    if "optimizer_states" not in content and argv[:1] == ["fit"]:
+        raise ZooError(
+            f"{path} has no optimizer state, so a run cannot be continued from it. "
+            f"Start one from its weights:  --model.weights {path}"
+        )
+    return content["zoo"]
+
+
+def main(argv: list[str]) -> None:
+    """Run one of the Trainer's verbs."""
+    plugins.load_all()
+    sys.argv[1:] = argv
+    CLI(
+        Task,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=Parser,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_class=Trainer,
+        trainer_defaults={
+            "default_root_dir": str(Path("runs")),
+            "use_distributed_sampler": False,  # zoo.data shards by itself, so that a resumed run keeps its order
+            "plugins": [WholeCheckpoints()],
+            "callbacks": [
+                ModelCheckpoint(save_last=True, save_on_train_epoch_end=False),
+                LearningRateMonitor("step"),
+                Throughput(),
+                Release(),
+            ],
+        },
+    )
