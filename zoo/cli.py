@@ -68,8 +68,7 @@ def run(argv: list[str]) -> None:
     if verb in ("--version", "-V"):
         print(f"zoo {__version__}")
     elif verb in TRAINER:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("zoo").setLevel(logging.INFO)
+        speak()
         from zoo import train
 
         train.main(argv)
@@ -80,6 +79,17 @@ def run(argv: list[str]) -> None:
         guess = near(verb, [*TRAINER, *OWN])
         hint = f" Did you mean {' or '.join(guess)}?" if guess else ""
         raise ZooError(f"There is no verb {verb!r}.{hint} Verbs: {listing([*TRAINER, *OWN])}.")
+
+
+def speak() -> None:
+    """Let zoo's own log lines reach stderr, as plain lines."""
+    log = logging.getLogger("zoo")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 class Arguments(argparse.ArgumentParser):

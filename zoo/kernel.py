@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Mask:
         documents: [batch, keys] numbers; only keys of the query's own document are seen.
         padding: [batch] left padding; these keys are hidden.
         sinks: The first keys after the padding, which the window does not hide.
+        memo: Where a kernel keeps what all layers share; nothing in it may want a gradient.
     """
 
     causal: bool = False
@@ -42,7 +44,7 @@ class Mask:
     documents: Tensor | None = None
     padding: Tensor | None = None
     sinks: int = 0
-    memo: dict[object, Tensor] = field(default_factory=dict, repr=False)
+    memo: dict[object, Any] = field(default_factory=dict, repr=False)
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -79,9 +81,14 @@ class Mask:
         i = torch.arange(rows.start, rows.stop, device=device).view(-1, 1)
         return self.value(b, i, torch.arange(columns.start, columns.stop, device=device)).expand(batch, 1, -1, -1)
 
-    def reach(self, rows: slice, keys: int) -> int:
-        """Keys from here on are seen by none of the rows."""
-        return min(keys, rows.stop + self.offset) if self.causal else keys
+    def columns(self, rows: slice, keys: int) -> slice:
+        """The keys outside which none of the rows sees anything, as far as causality and the window say."""
+        start, stop = 0, rows.stop + self.offset if self.causal else keys
+        if self.window is not None and not self.sinks:
+            start = rows.start + self.offset - self.window + 1
+            stop = min(stop, rows.stop + self.offset + self.window - 1)
+        stop = min(stop, keys)
+        return slice(min(max(start, 0), stop), stop)
 
 
 def attend(
@@ -171,7 +178,16 @@ class Kernel(nn.Module):
     ) -> Tensor:
         """The form by its definition, dense and in any precision: the oracle of the exam."""
         rows, columns = slice(0, q.shape[2]), slice(0, k.shape[2])
-        return attend(q, k, v, bias, (mask or Mask()).block(rows, columns, q.device), scale, rows)
+        visible = (mask or Mask()).block(rows, columns, q.device)
+        with torch.autocast(q.device.type, enabled=False):  # it would round the logits that were asked for in float32
+            return attend(q, k, v, bias, visible, scale, rows)
+
+    def check(self, bias: Bias | None) -> None:
+        """Refuse a bias above `fuses`, rather than leave it out; the first line of a kernel's `forward`."""
+        asked, own = rung(bias), type(self).__name__
+        if asked is not None and not carries(self.fuses, asked):
+            most = f"biases up to {self.fuses.__name__}" if self.fuses else "no bias"
+            raise ZooError(f"The kernel {own} cannot carry a {asked.__name__} bias; it carries {most}.")
 
 
 class Eager(Kernel):

@@ -71,7 +71,8 @@ class Attention(nn.Module):
             q, k = encoding.rotation(q, k)
         scale = g.head_dim**-0.5
         if isinstance(encoding.scale, Tensor):  # one factor a query token: it goes onto the queries
-            q = q * encoding.scale.to(q.dtype).unsqueeze(-1)
+            factor = functional.pad(encoding.scale.to(q.dtype), (g.prefix, 0), value=1.0)
+            q = q * factor.view(-1, 1, factor.shape[-1], 1)
         else:
             scale *= encoding.scale
         if cache is not None:

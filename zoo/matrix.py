@@ -48,6 +48,7 @@ def request(position: PositionEncoding, **known: Any) -> Request:
 
 
 def article(kind: type[Bias]) -> str:
+    """The rung's name in a sentence."""
     return "Slopes" if kind.__name__ == "Slopes" else f"a {kind.__name__} bias"
 
 

@@ -1,17 +1,147 @@
-"""What the parser says when a recipe or a flag does not fit: a sentence instead of a nest of unions."""
+"""What the parser says when a recipe or a flag does not fit: a sentence instead of a nest of unions.
+
+jsonargparse knows exactly what was wrong and says it in the words of Python's type system. Each kind of its messages is
+recognised here and said again in the user's words, with the near names; one that is not recognised is passed on whole.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+
+from zoo import plugins
+from zoo.checkpoints import SLOTS
+from zoo.decoder import Decoder
+from zoo.errors import ZooError, listing, near
+from zoo.layers import Trunk
+from zoo.vit import ViT
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "a mapping of names to values",
+    "list": "a list",
+    "NoneType": "null",
+}
+
+BASES = {
+    "model": "zoo.tasks.Task",
+    "data": "lightning.pytorch.LightningDataModule",
+    "schedule": "zoo.schedules.Schedule",
+    "optimizer": "torch.optim.Optimizer",
+}
+SECTIONS = ("model", "data", "trainer", "config", "ckpt_path", "seed_everything")
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, its errors in one or two sentences."""
+    """LightningCLI's parser, its errors in a sentence or two."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(f"RAW {message}")
+        if not self.exit_on_error:  # a trial within a trial: whoever asked will try something else, or say it all
+            super().error(message, ex)
+        print(f"zoo: {said(message, self)}", file=sys.stderr)
+        raise SystemExit(2)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+
+def options(parser: LightningArgumentParser) -> Iterator[str]:
+    """Every name that may stand in a recipe: of this parser, of the tasks, the data, the schedules and the plugins."""
+    for action in parser._actions:
+        yield action.dest
+        yield action.dest.rpartition(".")[2]
+    classes: list[type] = [Trainer, Decoder, ViT, Trunk]
+    for base in ("model", "schedule", "data"):
+        classes += subclasses(BASES[base])
+    for group in SLOTS.values():
+        classes += plugins.classes(group).values()
+    for found in classes:
+        yield from inspect.signature(found).parameters
+
+
+def subclasses(path: str) -> list[type]:
+    """All classes known so far that derive from the one at this import path, of zoo or its plugins."""
+    module, _, name = path.rpartition(".")
+    base, found = getattr(importlib.import_module(module), name), []
+    queue = list(base.__subclasses__())
+    while queue:
+        one = queue.pop(0)
+        queue += one.__subclasses__()
+        if not one.__module__.startswith(("lightning.", "pytorch_lightning.")):
+            found.append(one)
+    return found
+
+
+def said(message: str, parser: LightningArgumentParser) -> str:
+    """The message in the user's words."""
+    keys = re.findall(r'[Kk]ey "([^"]+)":', message)
+    path, word = ".".join(keys), keys[-1].rpartition(".")[2] if keys else ""
+    # The innermost complaint: after the last key, up to the value that it was about.
+    inner = re.split(r'[Kk]ey "[^"]+":', message)[-1]
+    first = inner.strip().partition("\n")[0]
+    inner = first if "Got value" in first else "".join(re.split(r"(Given value: [^\n]*)", inner)[:2])
+    flat = " ".join(inner.split())
+
+    if missing := re.search(r"File does not exist: '([^']+)'", flat):
+        found = sorted(str(recipe) for recipe in Path("recipes").glob("*.yaml"))
+        return f"There is no recipe at {missing[1]}. Recipes here: {listing(found)}."
+    if broken := re.search(r"Problems parsing config: (.*)", flat):
+        return f"The recipe is not valid YAML: {broken[1]}"
+    if text := re.search(r"Unexpected config: (.*)", flat):
+        return f"The recipe is not a mapping of sections such as model, data and trainer: {text[1][:80]}"
+    for pattern in (
+        r"Option '([^']+)' is not accepted",
+        r"[Uu]nrecognized arguments: (\S+)",
+        r"does not accept option '([^']+)'",
+        r'Key "([^"]+)" is not expected',
+    ):
+        if stray := re.search(pattern, flat):
+            name = stray[1].partition("=")[0]
+            place = f" in {path}" if path and not name.startswith("--") else ""
+            return f"No setting is called {name}{place}.{suggestion(name, parser)}  See  zoo {sys.argv[1]} --help"
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", flat):
+        return unknown_class(word, unknown[1])
+    if literal := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\w+)", flat):
+        names = re.findall(r"'([^']+)'", literal[1])
+        near_names = near(literal[2], names)
+        hint = f" Did you mean {near_names[0]}?" if near_names else ""
+        return f"{path} takes one of {listing(names)}, and got {literal[2]!r}.{hint}"
+    if kinds := re.findall(r"Expected an? <class '([\w.]+)'>", flat):
+        what = " or ".join(dict.fromkeys(KINDS.get(name, name.rpartition(".")[2]) for name in kinds))
+        value = re.search(r"(?:Got|Given) value: (.+?)(?:\. Got value|$)", flat)
+        return f"{path} takes {what}, and got {value[1] if value else 'something else'!r}."
+    return message.strip()
+
+
+def suggestion(name: str, parser: LightningArgumentParser) -> str:
+    """' Did you mean ...?' for a misspelt setting, or nothing."""
+    bare, dashes = name.lstrip("-"), "--" if name.startswith("--") else ""
+    known = set(options(parser)) - {"help", "print_config", ""}
+    guess = near(bare, known)
+    if "." in bare:
+        head, _, tail = bare.partition(".")
+        heads = [head] if head in SECTIONS else near(head, SECTIONS)[:1]
+        guess = [f"{start}.{end}" for start in heads for end in near(tail, known) or [tail]]
+        guess = [one for one in guess if one != bare]
+    return f" Did you mean {' or '.join(dashes + one for one in guess)}?" if guess else ""
+
+
+def unknown_class(word: str, name: str) -> str:
+    """No class of that name: the near ones and the installed ones."""
+    if word in SLOTS:
+        try:
+            plugins.load(SLOTS[word], name)
+        except ZooError as error:
+            return str(error)
+    names = [one.__name__ for one in subclasses(BASES[word])] if word in BASES else []
+    guess = near(name, names)
+    hint = f" Did you mean {' or '.join(guess)}?" if guess else ""
+    return f"No {word} is called {name}.{hint} There are: {listing(names)}."

@@ -31,6 +31,10 @@ from zoo.schedules import Schedule
 from zoo.vit import ViT
 
 
+class UnknownError(ZooError):
+    """Something that the data will tell has not been told yet."""
+
+
 class Task(LightningModule):
     """What the tasks share: building the network, optimizing it, saving what it is.
 
@@ -41,7 +45,7 @@ class Task(LightningModule):
         compile: Run the network under torch.compile.
     """
 
-    network: nn.Module | None = None
+    network: nn.Module | None
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Task(LightningModule):
         super().__init__()
         self.optimizer, self.schedule, self.weights = optimizer, schedule, weights
         self.compiled = compile
+        self.network = None
         self.about: dict[str, Any] = {}
         self.asked: dict[str, Any] | None = None
         """The model section of the recipe and flags, where there was one; kept in the checkpoint."""
@@ -71,6 +76,14 @@ class Task(LightningModule):
 
     # Building.
 
+    def rehearse(self) -> None:
+        """Build the network without memory or data, so that a mistake in its numbers is told before anything long."""
+        try:
+            with torch.device("meta"):
+                self.build()
+        except (UnknownError, NotImplementedError, RuntimeError):
+            return  # the data will tell, or a plugin cannot be built without memory
+
     @property
     def trunk(self) -> Trunk:
         """The part of the network that has the slots."""
@@ -83,7 +96,7 @@ class Task(LightningModule):
         source = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         value = getattr(source, name, None)
         if value is None:
-            raise ZooError(f"{type(self).__name__} needs `{name}`: set it, or train on data that tell it.")
+            raise UnknownError(f"{type(self).__name__} needs `{name}`: set it, or train on data that tell it.")
         return value
 
     def configure_model(self) -> None:
@@ -224,12 +237,17 @@ class LanguageModel(Task):
         **decoder: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, weights=weights, compile=compile)
+        if chunk < 1:
+            raise ZooError(f"chunk is a number of tokens, at least 1, and got {chunk}.")
         self.vocabulary, self.length, self.chunk = vocabulary, length, chunk
-        self.within_documents, self.decoder = within_documents, decoder
+        self.within_documents = within_documents
+        self.decoder = decoder  # alone on its line: this is how the command line finds the decoder's own arguments
         self.perplexity = Perplexity(ignore_index=IGNORED)
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
         vocabulary = self.known("vocabulary", self.vocabulary)
+        if vocabulary < 1:
+            raise ZooError(f"The vocabulary needs at least 1 token, and got {vocabulary}.")
         network = Decoder(vocabulary=vocabulary, length=self.length, **self.decoder)
         return network, {"vocabulary": vocabulary, "length": self.length, **self.decoder}
 
@@ -249,6 +267,14 @@ class LanguageModel(Task):
         return frozenset(
             {"causal"} | ({"window"} if window else set()) | ({"document"} if self.within_documents else set())
         )
+
+    def rehearse(self) -> None:
+        given = self.vocabulary
+        self.vocabulary = given or 2  # any will do; only the data know
+        try:
+            super().rehearse()
+        finally:
+            self.vocabulary = given
 
     def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden states and targets of a batch of tokens [batch, length + 1]."""
@@ -318,7 +344,8 @@ class ImageClassifier(Task):
         **vit: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, weights=weights, compile=compile)
-        self.classes, self.channels, self.size, self.smoothing, self.vit = classes, channels, size, smoothing, vit
+        self.classes, self.channels, self.size, self.smoothing = classes, channels, size, smoothing
+        self.vit = vit  # alone on its line, as above
         self.accuracy: nn.Module | None = None
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:

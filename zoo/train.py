@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo import checkpoints, plugins
 from zoo.callbacks import Release, Throughput
@@ -72,10 +73,19 @@ class CLI(LightningCLI):
                 "weights where the shapes allow it:  --model.weights CKPT"
             )
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        given = self._get(self.config_init, "trainer").get("plugins") or []
+        given = given if isinstance(given, list) else [given]
+        try:
+            return super().instantiate_trainer(plugins=[*given, WholeCheckpoints()], **kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise ZooError(f"The trainer section does not fit: {error}") from None
+
     def after_instantiate_classes(self) -> None:
         section = plain(self.config[self.subcommand].model)
         self.model.asked = section
         show(section)
+        self.model.rehearse()
         source = self.stored
         if source is None and self.model.weights is not None:
             source = checkpoints.read(self.model.weights).about
@@ -88,7 +98,7 @@ class CLI(LightningCLI):
 
 def plain(section: Any) -> dict[str, Any]:
     """A parsed section as dictionaries, lists and numbers, classes by the names that a recipe uses."""
-    return yaml.safe_load(yaml.safe_dump(simplified(section.as_dict() if hasattr(section, "as_dict") else section)))
+    return simplified(section.as_dict() if hasattr(section, "as_dict") else section)
 
 
 def simplified(value: Any) -> Any:
@@ -172,7 +182,6 @@ def main(argv: list[str]) -> None:
         trainer_defaults={
             "default_root_dir": str(Path("runs")),
             "use_distributed_sampler": False,  # zoo.data shards by itself, so that a resumed run keeps its order
-            "plugins": [WholeCheckpoints()],
             "callbacks": [
                 ModelCheckpoint(save_last=True, save_on_train_epoch_end=False),
                 LearningRateMonitor("step"),

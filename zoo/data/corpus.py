@@ -62,9 +62,8 @@ class Corpus:
 
 def library() -> Corpus:
     """The standard library's own sources, with its tests where they are installed, without site-packages."""
-    root = Path(sysconfig.get_path("stdlib"))
-    foreign = {"site-packages", "dist-packages", "__pycache__"}
-    paths = [path for path in _walk(root, (".py",)) if not foreign & set(path.relative_to(root).parts)]
+    foreign = frozenset({"site-packages", "dist-packages", "__pycache__"})
+    paths = _walk(Path(sysconfig.get_path("stdlib")), (".py",), foreign)
     origin = f"the standard library of Python {platform.python_version()}"
     return Corpus(origin, _digest(paths, ""), lambda: _documents(paths, named=set()), {})
 
@@ -73,6 +72,12 @@ def local(files: str | list[str], column: str, streaming: bool = False, cache: P
     """Files, folders and globs: one file a document, or one row where the file is .jsonl or .parquet."""
     asked = [files] if isinstance(files, str) else files
     paths, named = _find(asked)
+    if streaming and len(kinds := {_kind(path) or "text" for path in paths}) > 1:
+        # The places in a chain of streams that are shared among processes cannot be stored (datasets 5.2).
+        raise ZooError(
+            f"A stream is of one kind of files; {listing(asked)} holds {listing(sorted(kinds))}.\n"
+            "  Try a glob for one of them, such as  --data.files 'FOLDER/*.jsonl', or do without --data.streaming."
+        )
     if empty := sorted(path for path in named if not path.stat().st_size):
         raise ZooError(f"The file {empty[0]} is empty.   Try another file for --data.files.")
 
@@ -90,7 +95,7 @@ def local(files: str | list[str], column: str, streaming: bool = False, cache: P
 
 def hub(name: str, subset: str | None, column: str, streaming: bool) -> Corpus:
     """A data set of the Hugging Face hub, with the parts that its makers set aside for validation and test."""
-    with _reach(name):
+    with reach(name):
         found = datasets.load_dataset(name, subset, streaming=streaming)
     assert isinstance(found, (DatasetDict, IterableDatasetDict))
     return _published(found, f"{name} ({subset})" if subset else name, column, streaming)
@@ -136,9 +141,14 @@ def _kind(path: Path) -> str | None:
     return ROWS.get(_suffix(path))
 
 
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    inside = (path for path in folder.rglob("*") if _suffix(path) in suffixes and path.is_file())
-    return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+def _walk(folder: Path, suffixes: tuple[str, ...], foreign: frozenset[str] = frozenset()) -> list[Path]:
+    """The files below a folder that have such a suffix, hidden and foreign folders left out."""
+    found: list[Path] = []
+    for top, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if name not in foreign and not name.startswith(".")]
+        paths = (Path(top, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if _suffix(path) in suffixes and path.is_file()]
+    return sorted(found)
 
 
 def _find(asked: list[str]) -> tuple[list[Path], set[Path]]:
@@ -216,6 +226,9 @@ def _rows(kind: str, paths: list[str], column: str, streaming: bool, cache: Path
             kind, data_files=paths, split="train", streaming=streaming, cache_dir=str(cache) if cache else None
         )
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException, ValueError, OSError) as error:
+        if len(paths) > 1 and not streaming:
+            # Files of other columns beside the one that is wanted; or one bad file, which is then named.
+            return datasets.concatenate_datasets([_rows(kind, [path], column, False, cache) for path in paths])
         reason = " ".join(str(error.__cause__ or error).split())
         raise ZooError(f"The files {listing(paths[:3])} cannot be read as {kind}: {reason}.") from error
     return _only(rows, column, listing(paths[:3]))
@@ -232,7 +245,7 @@ def _only(rows: Any, column: str, origin: str) -> Any:
         )
     kind = rows.features[column].dtype if rows.features else "string"
     if kind not in ("string", "large_string", "string_view"):
-        raise ZooError(f"The column {column!r} of {origin} holds {kind}, not text.   Columns: {listing(names)}.")
+        raise ZooError(f"The column {column!r} of {origin} holds {kind}, not text.   Columns: {listing(names or ())}.")
     rows = rows.select_columns([column])
     rows = rows.rename_column(column, "text") if column != "text" else rows
     if isinstance(rows, Dataset):
@@ -244,7 +257,7 @@ def _only(rows: Any, column: str, origin: str) -> Any:
 
 
 @contextmanager
-def _reach(name: str) -> Iterator[None]:
+def reach(name: str) -> Iterator[None]:
     """One sentence where the hub cannot be reached and nothing was downloaded before, without minutes of retries."""
     import huggingface_hub.constants
     import requests

@@ -8,6 +8,7 @@ one block after each cut, for the two sides of a cut know each other.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow.compute
@@ -73,7 +74,8 @@ class Split:
 
     def _take(self, order: np.ndarray, part: str, wanted: float, needed: int) -> np.ndarray:
         """Documents for one part, as many as fit its share and at least one; `needed` others must be left."""
-        left, chosen = wanted, []
+        left = wanted
+        chosen: list[Any] = []
         for index in order:
             if len(order) - len(chosen) > needed and self.lengths[index] <= left:
                 left -= self.lengths[index]

@@ -8,6 +8,7 @@ left out wherever they turn up.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,7 +38,7 @@ class Packer(IterableDataset[Any]):
         valid: share of documents left out for validation.
         test: share of documents left out for tests.
         seed: origin of that choice.
-        limit: characters after which this process stops; None reads to the end.
+        limit: characters after which to stop, which `Stream` shares out; None reads to the end.
     """
 
     def __init__(
@@ -91,9 +92,9 @@ class Packer(IterableDataset[Any]):
 
     def _documents(self, place: Place) -> Iterator[tuple[Place, np.ndarray]]:
         """Documents to train on, each with the place before it."""
-        rows, read = self.rows, place.get("read", 0)
-        rows.load_state_dict(place["rows"]) if place.get("rows") else None
-        before = place.get("rows")
+        rows, read, before = copy.deepcopy(self.rows), place.get("read", 0), place.get("rows")
+        if before:
+            rows.load_state_dict(before)
         for row in rows:
             here = {"rows": before, "read": read}
             before = rows.state_dict()
@@ -131,6 +132,8 @@ class Stream(DataLoader):
         self.packer = pack(rows)
         self.rank, self.world, self.finished = rank, world, finished
         self.workers = min(workers, rows.num_shards)
+        if self.packer.limit is not None:
+            self.packer.limit //= world * max(1, self.workers)
         self.past: deque[dict[str, Any]] = deque([{"batches": 0, "next": 0, "places": {}}], maxlen=4)
         self.restored = False
         super().__init__(

@@ -47,7 +47,8 @@ class Text(L.LightningDataModule):
         subset: its configuration, such as en.
         column: which column of .jsonl, .parquet or the data set holds the text.
         streaming: tokenise while training instead of before; for data too large to store.
-        tokenizer: bpe (trained on the training documents), bytes, a tiktoken encoding such as gpt2, or a .tiktoken file.
+        tokenizer: bpe (trained on the training documents), bytes, a tiktoken encoding such as gpt2, or a .tiktoken
+            file.
         vocabulary: size of the trained bpe.
         length: tokens per block; without it, the length that the model is trained at.
         batch: blocks per process and step.
@@ -84,7 +85,7 @@ class Text(L.LightningDataModule):
         super().__init__()
         if files and dataset:
             raise ZooError("Both --data.files and --data.dataset were given; train on one of them.")
-        if not (0 <= valid and 0 <= test and valid + test < 1):
+        if min(valid, test) < 0 or valid + test >= 1:
             raise ZooError(f"Shares of {valid} to validate on and {test} to test on leave nothing to train on.")
         for name, number in (("batch", batch), ("length", length), ("limit", limit)):
             if number is not None and number < 1:
@@ -98,6 +99,7 @@ class Text(L.LightningDataModule):
         self.workers, self.seed, self.limit = workers, seed, limit
         self.cache = Path(cache or os.environ.get("ZOO_CACHE") or "~/.cache/zoo").expanduser()
         self._tokenizer: Tokenizer | None = None
+        self._opened: dict[str, Stored | None] = {}
         self._blocks: dict[str, Blocks] = {}
 
     def use(self, tokenizer: Tokenizer) -> None:
@@ -149,7 +151,9 @@ class Text(L.LightningDataModule):
         model = self.trainer.lightning_module if self.trainer is not None else None
         length = getattr(model, "length", None)
         if not isinstance(length, int):
-            raise ZooError("The length of a block is not known: there is no model that has one.  Try:  --data.length 256")
+            raise ZooError(
+                "The length of a block is not known: there is no model that has one.  Try:  --data.length 256"
+            )
         return length
 
     def _short(self, part: str, stored: Stored, length: int) -> str:
@@ -171,18 +175,17 @@ class Text(L.LightningDataModule):
             return corpus.local(self.files, self.column, self.streaming, self.cache / "rows")
         return corpus.library()
 
-    def _held(self, part: str) -> Corpus | None:
-        """The documents that were set aside for a part by somebody else than us."""
-        if part == "train":
-            return None
-        if files := self.others[part]:
-            return corpus.local(files, self.column, False, self.cache / "rows")
-        return self._corpus.parts.get(part)
+    @cached_property
+    def _held(self) -> dict[str, Corpus]:
+        """The documents that somebody else than us set aside for a part."""
+        given = {part: files for part, files in self.others.items() if files}
+        named = {part: corpus.local(files, self.column, False, self.cache / "rows") for part, files in given.items()}
+        return {**self._corpus.parts, **named}
 
     @cached_property
     def _own(self) -> dict[str, float]:
         """The shares that must come out of the corpus itself."""
-        return {part: 0.0 if self._held(part) else share for part, share in self.shares.items()}
+        return {part: 0.0 if part in self._held else share for part, share in self.shares.items()}
 
     @cached_property
     def _split(self) -> Split | _Head:
@@ -223,11 +226,16 @@ class Text(L.LightningDataModule):
 
     def _stored(self, part: str) -> Stored | None:
         """The tokens of a part, from the cache or put there; None for the training part of a stream."""
+        if part not in self._opened:
+            self._opened[part] = self._open(part)
+        return self._opened[part]
+
+    def _open(self, part: str) -> Stored | None:
         try:
             made = self._make()
             if self.streaming and part == "train":
                 return None
-            held = self._held(part)
+            held = self._held.get(part)
             key = self._key(part, held.digest if held else "", made.digest)
             folder = self.cache / "tokens" / f"{part}-{key}"
             if folder.exists():
@@ -268,7 +276,6 @@ class Text(L.LightningDataModule):
             return Loader(
                 self._part("train"), self.batch, self.seed, True, self.workers, rank, world, finished=finished
             )
-        limit = None if self.limit is None else self.limit // (world * max(1, self.workers))
         pack = partial(
             Packer,
             tokenizer=self.tokenizer,
@@ -276,7 +283,7 @@ class Text(L.LightningDataModule):
             batch=self.batch,
             **self._own,
             seed=self.seed,
-            limit=limit,
+            limit=self.limit,
         )
         return Stream(self._split.rows, pack, self.workers, rank, world, finished)
 
@@ -312,7 +319,8 @@ def placed(trainer: L.Trainer | None) -> tuple[int, int, Callable[[], int] | Non
     """Rank and number of the training processes, and the trainer's count of batches finished in this epoch."""
     if trainer is None:
         return 0, 1, None
-    return trainer.global_rank, trainer.world_size, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return trainer.global_rank, trainer.world_size, lambda: progress.current.processed
 
 
 class _Head:

@@ -192,7 +192,8 @@ def _careful(name: str) -> Iterator[None]:
     tiktoken itself removes a cached file whose content it does not expect, and asks the network without a time limit.
     """
 
-    def fetch(source: str, expected: str | None = None) -> bytes:
+    def fetch(blobpath: str, expected_hash: str | None = None) -> bytes:
+        source, expected = blobpath, expected_hash
         default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
         folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
         cached = Path(folder, hashlib.sha1(source.encode()).hexdigest())

@@ -1,0 +1,226 @@
+"""FoPE: each rotated pair of channels follows a Fourier series of the kept frequencies instead of one wave.
+
+Two definitions exist that read no checkpoints of each other. "production" is the one that inference engines serve: one
+square module for the whole model, a matrix per key head. "paper" is the authors' training code: a module per layer, a
+matrix per query head, at most head_dim / 4 series. What they share stands here once; the argument `dialect` picks the
+four places where they differ (`survivors`, the number of series, whose heads, which draws).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.errors import ZooError
+from zoo.position import Encoding, Geometry, Rotation
+from zoo_positions.waves import Waves, angles, spectrum
+
+log = logging.getLogger(__name__)
+
+
+def survivors(base: float, width: int, floor: int, dialect: str) -> int:
+    """How many waves complete a turn within `floor` positions; a wave of exactly one turn counts in the paper only."""
+    waves, lowest = spectrum(base, width), 2 * math.pi / floor if floor > 0 else math.inf
+    return int((waves >= lowest if dialect == "paper" else waves > lowest).sum())
+
+
+def anchors(waves: int, series: int) -> list[int]:
+    """The wave that each series starts from: its own where the matrix is square, else every ceil(waves / series)-th.
+
+    There may be fewer anchors than series; the series without one start as noise.
+    """
+    return list(range(0, waves, -(-waves // series)))[:series]
+
+
+class FoPE(Waves):
+    """RoPE whose waves are mixed by fixed random matrices near the identity, and whose slowest pairs stand still.
+
+    Source: Hua et al. 2024, arXiv:2412.17739; "production" as in Intern-S1-Pro, arXiv:2603.25040.
+    Of RoPE's waves w_i = base^(-2i / head_dim), D are kept: those that complete a turn within `floor` positions.
+    Series j < d of head n at position p is
+
+        C = sum_i cos(p w_i) cos_coef[n, i, j]        S = sum_i sin(p w_i) sin_coef[n, i, j]
+
+    and channels (x, y) = (j, j + head_dim / 2) become (x C - y S, y C + x S). The remaining head_dim / 2 - d pairs have
+    no position. cos_coef and sin_coef, float32 [heads, D, d], start as the identity plus noise. Series depend on the
+    position itself, so with noise attention does change when all positions shift together.
+
+                         "production"                    "paper"
+        module           one for the whole model         one per layer
+        heads            key heads                       query heads, equal to key heads
+        d                D                               min(D, head_dim // 4)
+        kept             w > 2 pi / floor                w >= 2 pi / floor
+
+    In the paper dialect d < D anchors series j at wave j ceil(D / d); series that find no wave are dead: noise about
+    zero, for ever if the matrices are frozen. A warning counts them. The noise of a Xavier `init` has the standard
+    deviation gain sqrt(2 / (d (D + heads))), since the references apply Xavier to the three-dimensional tensor: 0.02
+    for a gain of 0.3.
+
+    Raises ZooError for a model with two axes, an odd head_dim, grouped heads in the paper dialect, and arguments that
+    contradict each other.
+
+    Args:
+        base: Of the waves, as in RoPE.
+        dialect: "production": one module, a matrix per key head, as inference engines serve it; "paper": a module per
+            layer, a matrix per query head, at most head_dim / 4 series, as the authors trained it.
+        floor: A wave is kept if it completes a turn within so many positions; default: the length of first training.
+        num_inv_freq: D itself, which `floor` then does not change; default: counted. Checkpoints store both.
+        gain: Strength of the noise: Xavier's gain, or the standard deviation for eye_norm. Default: 0.3 with an
+            identity, 1 without, as in the authors' code.
+        init: Start of the matrices: the identity (eye), noise (norm: normal, uniform), or their sum.
+        trainable: Train the matrices; every reference keeps them frozen.
+        padding: Pairs without a series get cos = sin = 1 (diagonal: turned by 45 degrees and counted twice in the
+            logit, as in every reference), or cos = 1 and sin = 0 (identity: passed, as the paper's formula says).
+        normalize: Divide each series by the sum of its coefficients: the paper's pseudo-code, no released model.
+        ignore_zero: Leave the waves under the floor out. False keeps them as constants of the series, with d = D =
+            head_dim / 2 and no padding; paper dialect only.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        base: float = 10000.0,
+        dialect: Literal["production", "paper"] = "production",
+        floor: int | None = None,
+        num_inv_freq: int | None = None,
+        gain: float | None = None,
+        init: Literal[
+            "eye", "eye_norm", "eye_xavier_norm", "eye_xavier_uniform", "xavier_norm", "xavier_uniform"
+        ] = "eye_xavier_norm",
+        trainable: bool = False,
+        padding: Literal["diagonal", "identity"] = "diagonal",
+        normalize: bool = False,
+        ignore_zero: bool = True,
+    ) -> None:
+        paper, eye, noise = dialect == "paper", init.startswith("eye"), init != "eye"
+        pairs = geometry.head_dim // 2
+        if geometry.axes != 1:
+            raise ZooError(
+                f"FoPE tells one axis, and this model has {geometry.axes}: a form on a grid is another encoding. "
+                "Try:  --model.position RoPE"
+            )
+        if geometry.head_dim % 2:
+            raise ZooError(f"FoPE turns pairs of channels and needs an even head_dim; here it is {geometry.head_dim}.")
+        if paper and geometry.heads != geometry.kv_heads:
+            raise ZooError(
+                "FoPE's paper dialect has a matrix per query head and applies it to the keys, which grouped heads rule "
+                f"out (heads {geometry.heads}, kv_heads {geometry.kv_heads}). Set kv_heads to {geometry.heads}, or use "
+                "the other:  --model.position.dialect production"
+            )
+        if not (paper or ignore_zero):
+            raise ZooError(
+                "FoPE's production dialect has no waves of frequency 0. Leave ignore_zero at true, or use the other:  "
+                "--model.position.dialect paper"
+            )
+        if gain is not None and (gain < 0 or (gain > 0 and not noise)):
+            raise ZooError(
+                f"FoPE cannot use the gain {gain} with the init {init}: it is the strength of the noise, 0 or more, "
+                "and eye has no noise. Leave it out, or try:  --model.position.init eye_xavier_norm"
+            )
+        floor = geometry.length[0] if floor is None else floor
+        kept = survivors(base, geometry.head_dim, floor, dialect) if num_inv_freq is None else num_inv_freq
+        if not 1 <= kept <= pairs:
+            raise ZooError(
+                f"FoPE cannot keep {kept} of the {pairs} waves of head_dim {geometry.head_dim} (base {base}, floor "
+                f"{floor}). Raise --model.position.floor (7 keeps the first wave), or set "
+                f"--model.position.num_inv_freq between 1 and {pairs}"
+            )
+        still = 0 if ignore_zero else pairs - kept
+        super().__init__(geometry, base=base, width=geometry.head_dim, kept=kept, still=still)
+        waves = kept + still
+        series = min(waves, geometry.head_dim // 4) if paper and ignore_zero else waves
+        if series < 1:
+            raise ZooError(f"FoPE's paper dialect needs a head_dim of 4 or more; this model's is {geometry.head_dim}.")
+        dead = series - len(anchors(waves, series)) if eye else 0
+        if normalize and dead and not (noise and gain != 0):
+            raise ZooError(
+                f"FoPE cannot normalize {dead} series that are zero ({waves} waves, {series} series, no noise). Leave "
+                "normalize at false, or use:  --model.position.dialect production"
+            )
+        if dead:
+            warn(
+                f"FoPE: {dead} of {series} columns are dead in the paper dialect: {waves} waves are kept, so column j "
+                f"starts at wave {-(-waves // series)} j, and the last {dead} find none and start as noise about zero. "
+                "The authors' code does the same; the production dialect has no dead columns."
+            )
+        self.dialect, self.floor, self.init = dialect, floor, init
+        self.gain = gain if gain is not None else 0.3 if eye else 1.0
+        self.padding, self.normalize = padding, normalize
+        self.per_layer = paper
+        shape = (geometry.heads if paper else geometry.kv_heads, waves, series)
+        # Parameters even where frozen, so that whatever synchronises ranks synchronises these draws.
+        self.sin_coef = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=trainable)
+        self.cos_coef = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=trainable)
+        self.reset_parameters()
+
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        """Whether the matrices are the identity they started from, without noise."""
+        return all(bool((coef == self.identity().to(coef)).all()) for coef in (self.sin_coef, self.cos_coef))
+
+    def pinned(self) -> dict[str, Any]:
+        return {"floor": self.floor, "num_inv_freq": self.kept}
+
+    def identity(self) -> Tensor:
+        """The matrix without noise, [waves, series]."""
+        _, waves, series = self.sin_coef.shape
+        eye = torch.zeros(waves, series, dtype=torch.float32, device="cpu")
+        for column, row in enumerate(anchors(waves, series)):
+            eye[row, column] = 1.0
+        return eye
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the matrices anew: the sines' first, then the cosines', as the references do."""
+        if self.dialect == "paper":  # the authors' code draws both once in vain; their seeds give our matrices
+            torch.randn_like(self.sin_coef), torch.randn_like(self.cos_coef)
+        for coef in (self.sin_coef, self.cos_coef):
+            if self.init == "eye":
+                coef.zero_()
+            elif self.init == "eye_norm":
+                coef.normal_(std=self.gain)
+            elif self.init.endswith("xavier_norm"):
+                nn.init.xavier_normal_(coef, self.gain)
+            else:
+                nn.init.xavier_uniform_(coef, self.gain)
+            if self.init.startswith("eye"):
+                coef.add_(self.identity().to(coef))
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        extent: int,
+        hidden: Tensor | None = None,
+        state: dict[str, Tensor] | None = None,
+    ) -> Encoding:
+        angle = angles(queries, self.frequencies, extent)
+        angle = angle if angle.ndim == 3 else angle[None]
+        waves = torch.stack((angle.cos(), angle.sin()))  # [2, batch, tokens, waves]
+        coefs = torch.stack((self.cos_coef, self.sin_coef))  # [2, heads, waves, series]
+        if self.normalize:
+            coefs = coefs / coefs.sum(-2, keepdim=True)
+        # The references multiply in float32. Lightning advises set_float32_matmul_precision("high"), which makes that
+        # TF32 or bfloat16; a float64 product stays what it is, and costs little, being 2 * waves * series per token.
+        # Only mps, which has no float64, needs autocast to be off.
+        wide = torch.float32 if angle.device.type == "mps" else torch.float64
+        with torch.autocast(angle.device.type, enabled=False):
+            table = waves.to(wide).flatten(1, 2) @ coefs.to(wide).transpose(1, 2).flatten(2)
+        table = table.to(self.frequencies.dtype).view(2, *angle.shape[:2], *coefs.shape[1::2]).transpose(2, 3)
+        rest = self.geometry.head_dim // 2 - coefs.shape[-1]
+        cos = functional.pad(table[0], (0, rest), value=1.0)
+        sin = functional.pad(table[1], (0, rest), value=1.0 if self.padding == "diagonal" else 0.0)
+        return Encoding(rotation=Rotation(cos, sin, self.frequencies, prefix=self.geometry.prefix))
+
+
+@cache
+def warn(line: str) -> None:
+    """Log a warning once, however many layers repeat it."""
+    log.warning(line)

@@ -1,0 +1,73 @@
+"""RoPE: queries and keys turn with their position, so that their product knows the distance only.
+
+Pairs of channels turn at geometrically spaced frequencies. On a grid the first half of the pairs turns with the row,
+the second half with the column, each over a full spectrum of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from zoo.errors import ZooError
+from zoo.position import Encoding, Geometry, Rotation
+from zoo_positions.waves import Waves, angles
+
+
+class RoPE(Waves):
+    """Each pair of channels of queries and keys is rotated by the position times the frequency of the pair.
+
+    Source: Su et al. 2021, arXiv:2104.09864; partial as in GPT-NeoX (Black et al. 2022, arXiv:2204.06745); on a grid as
+    in EVA-02 (Fang et al. 2023, arXiv:2303.11331) and RoPE-ViT's axial form (Heo et al. 2024, arXiv:2403.13298).
+    With r = int(fraction head_dim) rotated channels and p positions, pair t < r / 2 turns by
+    p base^(-2t / r) radians; on a grid pair t < r / 4 turns by y base^(-4t / r), pair r / 4 + t by x base^(-4t / r).
+    cos and sin are float32, [1 or batch, 1, tokens, r / 2]; the frequencies are not in the state dict.
+
+    Raises ZooError where the rotated channels do not make up whole pairs, the same number for each axis.
+
+    Args:
+        base: The slowest pair turns once in nearly 2 pi base positions (RoPE-ViT takes 100 on grids).
+        fraction: Part of the head's channels that is rotated, the leading ones; exponents are taken over these.
+        pairing: Pairs are channels (t, t + r/2) for "half" (Llama, GPT-NeoX), (2t, 2t + 1) for "interleaved" (GPT-J).
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        base: float = 10000.0,
+        fraction: float = 1.0,
+        pairing: Literal["half", "interleaved"] = "half",
+    ) -> None:
+        if not 0 < fraction <= 1:
+            raise ZooError(f"RoPE cannot rotate a fraction {fraction} of a head. Give more than 0 and at most 1.")
+        rotated, axes = int(fraction * geometry.head_dim), geometry.axes
+        if rotated < 2 * axes or rotated % (2 * axes):
+            raise ZooError(
+                f"RoPE cannot rotate {rotated} channels of a head (fraction {fraction}, head_dim {geometry.head_dim}): "
+                f"it turns whole pairs, the same number for each of {axes} axes, so a multiple of {2 * axes} channels. "
+                "Change head_dim or --model.position.fraction"
+            )
+        super().__init__(geometry, base=base, width=rotated // axes)
+        self.fraction, self.pairing = fraction, pairing
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        extent: int,
+        hidden: Tensor | None = None,
+        state: dict[str, Tensor] | None = None,
+    ) -> Encoding:
+        angle = angles(queries, self.frequencies, extent)
+        angle = angle[None, None] if angle.ndim == 2 else angle.unsqueeze(1)
+        kind = self.frequencies.dtype
+        rotation = Rotation(
+            angle.cos().to(kind),
+            angle.sin().to(kind),
+            self.frequencies,
+            interleaved=self.pairing == "interleaved",
+            prefix=self.geometry.prefix,
+        )
+        return Encoding(rotation=rotation)

@@ -1,0 +1,92 @@
+"""What the house promises about itself: who imports whom, how long files are, that everything public is described."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted((ROOT / "zoo").rglob("*.py"))
+PLUGINS = sorted(path for path in (ROOT / "plugins").rglob("*.py") if "build" not in path.parts)
+short = {"ids": lambda path: str(path.relative_to(ROOT))}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def module(path: Path) -> str:
+    """zoo/data/text.py -> zoo.data.text"""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules that a file imports anywhere, inside functions too."""
+    names = {module(other) for other in CORE}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; write the module's whole name"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in names else str(node.module)
+
+
+@pytest.mark.parametrize("path", CORE, **short)
+def test_the_core_imports_no_plugin(path):
+    found = {name.split(".")[0] for name in imports(path)} & {"zoo_positions", "zoo_kernels"}
+    assert not found, f"{path} imports {found}; plugins arrive by entry point, like anybody else's"
+
+
+def test_no_circle_among_imports():
+    names = {module(path) for path in CORE}
+    edges = {module(path): sorted({name for name in imports(path) if name in names}) for path in CORE}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, "circle: " + " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in edges[name]:
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name, ())
+
+
+def test_a_plugin_can_be_written_by_reading_two_short_files():
+    assert lines(ROOT / "zoo/position.py") + lines(ROOT / "zoo/kernel.py") < 500
+
+
+@pytest.mark.parametrize("path", [*CORE, *PLUGINS], **short)
+def test_files_are_short(path):
+    assert lines(path) <= 400
+
+
+def test_the_core_is_small():
+    assert sum(map(lines, CORE)) < 6000
+
+
+@pytest.mark.parametrize("path", [*CORE, *PLUGINS], **short)
+def test_everything_public_is_described(path):
+    if path.name.startswith("test_") or not path.read_text().strip():
+        return
+    assert ast.get_docstring(tree(path)), f"{path} does not say what it is about"
+    for node in tree(path).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} of {path} has no docstring"
+
+
+def test_the_example_is_as_short_as_the_readme_says():
+    folder = ROOT / "plugins/zoo-example"
+    found = {path.name for path in folder.iterdir() if path.suffix in (".py", ".toml")}
+    assert found == {"pyproject.toml", "zoo_example.py", "test_zoo_example.py"}
+    assert lines(folder / "pyproject.toml") == 7
