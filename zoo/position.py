@@ -130,7 +130,7 @@ class Encoding:
         embedding: Added to the token embeddings, [tokens, dim] or [batch, tokens, dim].
         rotation: Applied to queries and keys.
         bias: Added to the logits.
-        scale: Multiplies the logits beside 1 / sqrt(head_dim): a number, or [tokens] or [batch, tokens] for the queries.
+        scale: Multiplies the logits beside 1 / sqrt(head_dim): a number, or [tokens] or [batch, tokens] of queries.
     """
 
     embedding: Tensor | None = None

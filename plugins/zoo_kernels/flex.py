@@ -1,7 +1,7 @@
 """Flex: FlexAttention, which compiles a bias and a mask into one fused kernel.
 
-A rung up to Pointwise is a score_mod as it stands, a mask a mask_mod. What torch's documentation and bug reports ask for
-is kept here: the score_mod is a new closure in each forward, so that its tensors join the autograd graph; each
+A rung up to Pointwise is a score_mod as it stands, a mask a mask_mod. What torch's documentation and bug reports ask
+for is kept here: the score_mod is a new closure in each forward, so that its tensors join the autograd graph; each
 tensor that carries a gradient is looked up once; a 0-d tensor becomes a vector of one (its gradient was wrong until
 torch 2.14); the number of cached tokens is a tensor, so that decoding does not compile anew for each token.
 """

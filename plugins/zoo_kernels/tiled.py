@@ -3,10 +3,10 @@
 A block of queries meets whole rows of keys, so a softmax needs no running maximum and a map of the logits sees what it
 would see in Eager. Nothing of size N x N outlives its block: backward computes the block again. Three decisions:
 
-- The softmax's gradient is written out (two fused passes, five matrix products); autograd recomputes only what makes the
-  bias. A map of the logits (CoPE, DAPE) is recomputed by autograd as a whole.
+- The softmax's gradient is written out (two fused passes, five matrix products); autograd recomputes only what makes
+  the bias. A map of the logits (CoPE, DAPE) is recomputed by autograd as a whole.
 - Where positions count up by one, as they nearly always do, slopes and tables depend on j - i only, and so do causality
-  and the window. All of it becomes one vector per head, the profile. Rows of a block are taken in reverse, because then the
+  and the window. All of it becomes one vector per head, the profile. Rows of a block are taken in reverse: then the
   block of the profile is a view of it (`unfold`) and its gradient a sum along diagonals, without an index or an atomic.
 - All arithmetic is float32 or better, matrix products included, whatever the inputs and the autocast: CPUs multiply
   bfloat16 slowly, and logits in bfloat16 have 8 bits. On CUDA `torch.set_float32_matmul_precision` applies.
@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils.deterministic as settings
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from zoo.kernel import Kernel, Mask, attend
 from zoo.position import Bias, Geometry, Logits, Slopes, Toeplitz
+
+settings: Any = torch.utils.deterministic
 
 
 class Tiled(Kernel):
@@ -261,7 +262,8 @@ class Recomputed(torch.autograd.Function):
                         (t.detach() if n > 2 else t.detach()[:, :, places[n]]).requires_grad_(needs[n])
                         for n, t in enumerate(saved)
                     ]
-                    out = Recomputed.part(*leaves[:3], job, leaves[3:], rows, columns.stop)
+                    q, k, v, *tensors = leaves
+                    out = Recomputed.part(q, k, v, job, tensors, rows, columns.stop)
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
                 with ordered():
                     found = iter(torch.autograd.grad(out, wanted, down[:, :, rows], allow_unused=True))
@@ -269,8 +271,8 @@ class Recomputed(torch.autograd.Function):
                     if part is not None and (more := next(found)) is not None:
                         target = part if n > 2 else part[:, :, places[n]]
                         target += more
-        q, k, v, *rest = (part.to(t.dtype) if part is not None else None for part, t in zip(into, saved, strict=True))
-        return q, k, v, None, *rest
+        grads = [part.to(t.dtype) if part is not None else None for part, t in zip(into, saved, strict=True)]
+        return *grads[:3], None, *grads[3:]
 
 
 def exact(x: Tensor) -> torch.dtype:

@@ -1,9 +1,11 @@
 """Peak memory and time of attention with a learned Toeplitz bias, forward and backward, as the length doubles.
 
     python tests/benchmarks/memory.py [--lengths 1024 2048 4096 8192] [--kernels Tiled SDPA Eager]
+                                         [--threads 1]
 
 Batch 1, 8 heads of 64, causal, float32, CPU; the table [heads, length] wants a gradient. Each cell is a fresh process:
 peak resident memory less what the process held after its imports and a warm-up, so inputs and gradients are counted.
+Times mean something on an idle machine only; on a busy one, `--threads 1` suffers least.
 A cell that would not fit (four times the cell above it, against the memory that is free) is left out, and says so.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -59,9 +62,11 @@ def free() -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable")), float("inf"))
 
 
-def cell(kernel: str, length: int) -> dict[str, float] | str:
+def cell(kernel: str, length: int, threads: int) -> dict[str, float] | str:
     """One measurement, or why there is none."""
-    done = subprocess.run([sys.executable, __file__, "--cell", kernel, str(length)], capture_output=True, text=True)
+    words = [sys.executable, __file__, "--cell", kernel, str(length)]
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         return "killed: out of memory?" if done.returncode < 0 else last
@@ -72,12 +77,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--kernels", nargs="+", default=["Tiled", "SDPA", "Eager"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
         measure(options.cell[0], int(options.cell[1]))
         return
-    print(f"forward + backward, 1 x {HEADS} heads x length x {WIDTH}, causal, learned Toeplitz bias, float32, CPU")
+    print(f"forward + backward, 1 x {HEADS} heads x length x {WIDTH}, causal, learned Toeplitz bias, float32,", end=" ")
+    print(f"CPU, {options.threads} threads, load {os.getloadavg()[0]:.1f} at the start")
     first = options.kernels[0]
     print(f"{'length':>7} {'kernel':8} {'peak MiB':>9} {'growth':>7} {'seconds':>8} {'growth':>7}  against {first}")
     above: dict[str, dict[str, float]] = {}
@@ -88,7 +95,7 @@ def main() -> None:
             guess = last["mib"] * (length / last["length"]) ** 2 if last else 0.0
             found = f"left out: it would need about {guess:.0f} MiB, {free():.0f} are free"
             if guess < 0.9 * free():
-                found = cell(kernel, length)
+                found = cell(kernel, length, options.threads)
             if isinstance(found, str):
                 print(f"{length:7} {kernel:8} {found}")
                 continue
