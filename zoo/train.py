@@ -102,6 +102,7 @@ def plain(section: Any) -> dict[str, Any]:
 
 
 def simplified(value: Any) -> Any:
+    """`value` in containers, numbers and strings only."""
     if isinstance(value, Mapping):
         return {key: simplified(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

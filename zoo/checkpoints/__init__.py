@@ -1,61 +1,21 @@
 """Checkpoints: one file a format (`lightning`, `folder`), one description of what is in them.
 
-A checkpoint says what it is in plain words and numbers: the network's class and arguments, the names and versions of
-the plugins it needs, its tokenizer, its provenance. Reading never runs pickled code. Plugins are stored by name, the
-same word as in a recipe, so a module may move without breaking a checkpoint.
+Reading never runs pickled code, and never leaves half a file behind.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
-
-from zoo import plugins
+from zoo.checkpoints import folder, lightning
+from zoo.checkpoints.description import FORMAT, SLOTS, Checkpoint, build, describe, fill, owners
 from zoo.errors import ZooError
-from zoo.position import PositionEncoding
 
-SLOTS = {"position": "zoo.positions", "kernel": "zoo.kernels"}
-"""Arguments of a network that are plugins, and their groups."""
-FORMAT = 1
-
-
-@dataclass
-class Checkpoint:
-    """What a reader found.
-
-    Args:
-        path: Where.
-        about: The description: format, network, plugins, tokenizer, trained, ...
-        weights: The network's state dict; tensors are memory-mapped where the format allows.
-    """
-
-    path: Path
-    about: dict[str, Any]
-    weights: Mapping[str, Tensor] = field(repr=False)
-
-    def network(self) -> nn.Module:
-        """The network with its weights, in evaluation mode."""
-        for name, (group, distribution) in self.about.get("plugins", {}).items():
-            if name not in plugins.names(group):
-                raise ZooError(
-                    f"{self.path} needs the {plugins.GROUPS[group]} {name} of {distribution}, which is not installed. "
-                    f"Try:  pip install {distribution.split()[0]}"
-                )
-        model = build(self.about["network"])
-        fill(model, self.weights, self.path)
-        return model.eval()
+__all__ = ["FORMAT", "SLOTS", "Checkpoint", "build", "describe", "fill", "owners", "read"]
 
 
 def read(path: str | Path) -> Checkpoint:
     """A checkpoint of any known format; a sentence where the path holds none."""
-    from zoo.checkpoints import folder, lightning
-
     path = Path(path)
     if not path.exists():
         raise ZooError(f"There is no checkpoint at {path}.")
@@ -64,69 +24,4 @@ def read(path: str | Path) -> Checkpoint:
         raise ZooError(
             f"{path} was written by a newer zoo (format {found.about['format']}). Try:  pip install -U positionzoo"
         )
-    return found
-
-
-def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> None:
-    """Load weights into a model that must be theirs; a sentence names what does not fit."""
-    own = model.state_dict()
-    wrong = [
-        f"{name} is {list(weights[name].shape)} there and {list(own[name].shape)} here"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    wrong += [f"{name} is missing there" for name in own if name not in weights]
-    wrong += [f"{name} has no place here" for name in weights if name not in own]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ZooError(f"{path} belongs to another model: {'; '.join(wrong[:3])}{more}.")
-    model.load_state_dict(weights)
-
-
-def build(node: Mapping[str, Any]) -> nn.Module:
-    """The network of a description, with fresh weights."""
-    arguments = dict(node["init_args"])
-    for slot, group in SLOTS.items():
-        if isinstance(arguments.get(slot), Mapping):
-            arguments[slot] = callable_of(arguments[slot], group)
-    module, _, name = node["class_path"].rpartition(".")
-    if module not in ("zoo.decoder", "zoo.vit"):
-        raise ZooError(f"The checkpoint's network {node['class_path']} is none of zoo's.")
-    return getattr(importlib.import_module(module), name)(**arguments)
-
-
-def callable_of(node: Mapping[str, Any], group: str) -> Callable[..., Any]:
-    """A plugin's description as something to call with a geometry."""
-    return functools.partial(plugins.load(group, node["class_path"]), **node.get("init_args", {}))
-
-
-def describe(module: nn.Module, slot: Callable[..., Any] | None, group: str) -> dict[str, Any]:
-    """A plugin in words: its name and the arguments that `slot` gave it, with what it pinned when it was built.
-
-    Args:
-        module: The plugin.
-        slot: What built it: its class or a partial of it, however deep (jsonargparse makes such partials); or None.
-        group: Entry-point group.
-    """
-    name, arguments = type(module).__name__, {}
-    while isinstance(slot, functools.partial):
-        arguments = {**slot.keywords, **arguments}
-        slot = next((part for part in slot.args if isinstance(part, type)), slot.func)
-    if plugins.classes(group).get(name) is not type(module) or slot not in (None, type(module)):
-        raise ZooError(
-            f"{name} is not an installed {plugins.GROUPS[group]}, so a checkpoint could not name it. "
-            f"Register the class as an entry point in the group {group}, and install its distribution."
-        )
-    pinned = module.pinned() if isinstance(module, PositionEncoding) else {}
-    return {"class_path": name, "init_args": {**arguments, **pinned}}
-
-
-def owners(network: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Group and distribution, with version, of every plugin in a network's description."""
-    found = {}
-    for slot, group in SLOTS.items():
-        node = network["init_args"].get(slot)
-        if node:
-            point = plugins.find(group, node["class_path"])
-            found[node["class_path"]] = (group, " ".join(plugins.origin(point)))
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from zoo.checkpoints import Checkpoint
+from zoo.checkpoints.description import Checkpoint
 from zoo.errors import ZooError
 
 PREFIX = "network."
