@@ -27,14 +27,24 @@ trainer:
   log_every_n_steps: 1
   enable_progress_bar: false
   enable_model_summary: false
-  logger: {{class_path: CSVLogger, init_args: {{save_dir: {out}, name: null, version: '', flush_logs_every_n_steps: 1}}}}
+  logger:
+    class_path: CSVLogger
+    init_args: {{save_dir: {out}, name: null, version: '', flush_logs_every_n_steps: 1}}
   callbacks:
     - {{class_path: ModelCheckpoint, init_args: {{dirpath: {out}/kept, every_n_train_steps: 7, save_top_k: -1}}}}
 """
 
 
 def command(out: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-c", "from zoo.cli import main; main()", "fit", "--config", str(out / "recipe.yaml"), *flags]
+    return [
+        sys.executable,
+        "-c",
+        "from zoo.cli import main; main()",
+        "fit",
+        "--config",
+        str(out / "recipe.yaml"),
+        *flags,
+    ]
 
 
 def losses(out: Path) -> dict[int, str]:

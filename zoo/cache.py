@@ -37,9 +37,9 @@ class Cache:
             shape = (*k.shape[:2], self.capacity)
             self.buffers[layer] = k.new_empty(*shape, k.shape[3]), v.new_empty(*shape, v.shape[3])
         keys, values = self.buffers[layer]
-        keys[:, :, self.length : stop] = k
-        values[:, :, self.length : stop] = v
-        return keys[:, :, :stop], values[:, :, :stop]
+        keys.narrow(2, self.length, k.shape[2]).copy_(k)
+        values.narrow(2, self.length, k.shape[2]).copy_(v)
+        return keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
 
     def advance(self, tokens: int) -> None:
         """Count tokens that every layer has stored."""

@@ -87,7 +87,7 @@ class Release(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         task = cast(Task, pl_module)
-        if trainer.fast_dev_run or trainer.log_dir is None or not task.about:
+        if trainer.fast_dev_run or trainer.log_dir is None or not task.about:  # type: ignore[attr-defined]
             return
         content: dict[str, Any] = {}
         task.on_save_checkpoint(content)
@@ -102,7 +102,9 @@ class Release(Callback):
         if isinstance(task, LanguageModel) and self.tokens:
             print(f"A sample, from {self.prompt!r} on:\n\n{self.sample(task, trainer)}\n")
         saved = getattr(trainer.checkpoint_callback, "best_model_path", "") or "none"
-        print(f"Checkpoint: {saved}\nTo publish: {place}\nNext:       zoo generate {place} --prompt {self.prompt!r}")
+        text = isinstance(task, LanguageModel)
+        following = f"zoo generate {place} --prompt {self.prompt!r}" if text else f"zoo test --ckpt_path {saved}"
+        print(f"Checkpoint: {saved}\nTo publish: {place}\nNext:       {following}")
 
     def sample(self, task: LanguageModel, trainer: Trainer) -> str:
         """The prompt and what the model adds to it."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from zoo.cache import Cache
 from zoo.kernel import Mask
-from zoo.layers import Trunk
+from zoo.layers import Linear, Trunk
 
 
 class Decoder(nn.Module):
@@ -45,7 +45,7 @@ class Decoder(nn.Module):
         self.length, self.window = length, window
         self.embedding = nn.Embedding(vocabulary, dim)
         nn.init.normal_(self.embedding.weight, std=std)
-        self.head = nn.Linear(dim, vocabulary, bias=head_bias)
+        self.head = Linear(dim, vocabulary, bias=head_bias)
         if tied:
             self.head.weight = self.embedding.weight
         else:

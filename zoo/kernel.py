@@ -9,8 +9,8 @@ Tensors are [batch, heads, tokens, width]. Masks speak of buffer indices, biases
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Mask:
     sinks: int = 0
     memo: dict[object, Any] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def kinds(self) -> frozenset[str]:
         """The conditions that are in force, by name."""
         said = {"causal": self.causal, "window": self.window, "document": self.documents, "padding": self.padding}
@@ -219,7 +219,8 @@ class Auto(Kernel):
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
-        self.kernels: dict[Request, Kernel] = {}
+        self.kernels: dict[tuple[object, ...], Kernel] = {}
+        """What was chosen, by all that a choice depends on."""
 
     @staticmethod
     def order(request: Request) -> tuple[str, ...]:
@@ -233,10 +234,6 @@ class Auto(Kernel):
 
     def choose(self, request: Request) -> Kernel:
         """The kernel for a request; a sentence where none serves it."""
-        large = (request.size or 0) > DENSE
-        key = replace(request, size=DENSE + 1 if large else 0)  # the choice depends on no more of the size
-        if key in self.kernels:
-            return self.kernels[key]
         passed: list[str] = []
         for name in self.order(request):
             try:
@@ -249,7 +246,6 @@ class Auto(Kernel):
                 reasons = [f"does not carry a {request.rung.__name__} bias" if request.rung else "", *reasons]
             if not reasons:
                 say(f"kernel: Auto chose {name} on {request.device}" + "".join(f"; not {line}" for line in passed))
-                self.kernels[key] = kernel
                 return kernel
             passed.append(f"{name} ({reasons[0].rstrip('.')})")
         raise ZooError("No installed kernel serves this model. " + " ".join(f"Not {line}." for line in passed))
@@ -258,19 +254,24 @@ class Auto(Kernel):
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
     ) -> Tensor:
         mask = mask or Mask()
-        grad = torch.is_grad_enabled()
-        request = Request(
-            rung=rung(bias),
-            mask=mask.kinds,
-            head_dim=q.shape[-1],
-            value_dim=v.shape[-1],
-            device=q.device.type,
-            dtype=q.dtype,
-            training=grad and q.requires_grad,
-            learned=grad and bias is not None and any(t.requires_grad for t in bias.tensors),
-            size=q.shape[1] * q.shape[2] * k.shape[2],
-        )
-        return self.choose(request)(q, k, v, bias=bias, mask=mask, scale=scale)
+        size, training = q.shape[1] * q.shape[2] * k.shape[2], torch.is_grad_enabled() and q.requires_grad
+        learned = torch.is_grad_enabled() and bias is not None and any(t.requires_grad for t in bias.tensors)
+        # A tuple is cheaper than a request, and this happens for every token.
+        key = type(bias), mask.kinds, q.shape[-1], v.shape[-1], q.device, q.dtype, training, learned, size > DENSE
+        if key not in self.kernels:
+            request = Request(
+                rung=rung(bias),
+                mask=mask.kinds,
+                head_dim=q.shape[-1],
+                value_dim=v.shape[-1],
+                device=q.device.type,
+                dtype=q.dtype,
+                training=training,
+                learned=learned,
+                size=size,
+            )
+            self.kernels[key] = self.choose(request)
+        return self.kernels[key](q, k, v, bias=bias, mask=mask, scale=scale)
 
 
 @cache

@@ -30,6 +30,23 @@ def normalize(kind: Norm, width: int, eps: float) -> nn.Module:
     return nn.RMSNorm(width, eps=eps) if kind == "RMSNorm" else nn.LayerNorm(width, eps=eps)
 
 
+class Linear(nn.Linear):
+    """nn.Linear, which on a CPU reads its matrix with all threads even where it multiplies a single vector.
+
+    Decoding one token is hardly more than reading matrices, and BLAS reads them with one thread for one vector. The
+    products of slices of the rows are spread over the threads, and slices are views: nothing is stored twice.
+    """
+
+    slices = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() != self.in_features or x.device.type != "cpu" or self.out_features % self.slices:
+            return super().forward(x)
+        rows = self.weight.view(self.slices, -1, self.in_features).mT
+        y = torch.bmm(x.expand(self.slices, 1, -1), rows).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
 class Attention(nn.Module):
     """Project, normalise, rotate, store, attend, project back.
 
@@ -52,8 +69,8 @@ class Attention(nn.Module):
         self.geometry = g = geometry
         self.kernel = kernel
         self.split = (g.heads, g.kv_heads, g.kv_heads)
-        self.qkv = nn.Linear(g.dim, sum(self.split) * g.head_dim, bias=qkv_bias)
-        self.out = nn.Linear(g.heads * g.head_dim, g.dim, bias=out_bias)
+        self.qkv = Linear(g.dim, sum(self.split) * g.head_dim, bias=qkv_bias)
+        self.out = Linear(g.heads * g.head_dim, g.dim, bias=out_bias)
         self.qk_norm = qk_norm
         if qk_norm != "none":
             widths = [g.head_dim * (count if qk_norm == "width" else 1) for count in (g.heads, g.kv_heads)]
@@ -61,12 +78,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, encoding: Encoding, mask: Mask, cache: Cache | None = None) -> Tensor:
         g = self.geometry
-        q, k, v = (part for part in self.qkv(x).unflatten(-1, (-1, g.head_dim)).split(self.split, -2))
+        q, k, v = self.qkv(x).unflatten(-1, (-1, g.head_dim)).transpose(1, 2).split(self.split, 1)
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         elif self.qk_norm == "width":
-            q, k = self.q_norm(q.flatten(-2)).view_as(q), self.k_norm(k.flatten(-2)).view_as(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            q, k = (
+                norm(part.transpose(1, 2).flatten(-2)).unflatten(-1, (-1, g.head_dim)).transpose(1, 2)
+                for norm, part in ((self.q_norm, q), (self.k_norm, k))
+            )
         if encoding.rotation is not None:
             q, k = encoding.rotation(q, k)
         scale = g.head_dim**-0.5
@@ -87,8 +106,8 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int, kind: Literal["SwiGLU", "GELU", "GELU-tanh"], bias: bool) -> None:
         super().__init__()
         self.kind = kind
-        self.up = nn.Linear(dim, hidden * (2 if kind == "SwiGLU" else 1), bias=bias)
-        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.up = Linear(dim, hidden * (2 if kind == "SwiGLU" else 1), bias=bias)
+        self.down = Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
@@ -352,4 +371,4 @@ def shape(
     )
 
 
-__all__ = ["Attention", "Block", "FeedForward", "Request", "Trunk"]
+__all__ = ["Attention", "Block", "FeedForward", "Linear", "Request", "Trunk"]

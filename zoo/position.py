@@ -105,9 +105,11 @@ class Rotation:
         cos, sin = self._tables
         if cos.shape[1] not in (1, x.shape[1]):  # one table per key head: every query head of its group uses it
             cos, sin = (table.repeat_interleave(x.shape[1] // table.shape[1], 1) for table in (cos, sin))
-        head, width = x[:, :, : self.prefix], cos.shape[-1]
-        body = x[:, :, self.prefix :].to(torch.promote_types(x.dtype, cos.dtype))
-        turned = body[..., :width]
+        width = cos.shape[-1]
+        body = x[:, :, self.prefix :] if self.prefix else x
+        if body.dtype != cos.dtype:
+            body = body.to(torch.promote_types(x.dtype, cos.dtype))
+        turned = body[..., :width] if width < x.shape[-1] else body
         swapped = (
             turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if self.interleaved else turned.roll(width // 2, -1)
         )
@@ -115,7 +117,7 @@ class Rotation:
         if width < x.shape[-1]:
             out = torch.cat((out, body[..., width:]), -1)
         out = out.to(x.dtype)
-        return torch.cat((head, out), 2) if self.prefix else out
+        return torch.cat((x[:, :, : self.prefix], out), 2) if self.prefix else out
 
     def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys of the same tokens, rotated."""

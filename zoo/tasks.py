@@ -61,7 +61,7 @@ class Task(LightningModule):
         self.network = None
         self.about: dict[str, Any] = {}
         self.asked: dict[str, Any] | None = None
-        """The model section of the recipe and flags, where there was one; kept in the checkpoint."""
+        """The model and data sections of recipe and flags, where there were any; kept in the checkpoint."""
         self.generators: dict[str, Any] | None = None
 
     # What a subclass says.
@@ -280,7 +280,7 @@ class LanguageModel(Task):
         """Hidden states and targets of a batch of tokens [batch, length + 1]."""
         tokens, documents = batch["tokens"], batch["documents"]
         targets = tokens[:, 1:]
-        context: dict[str, Tensor] = {}
+        context: dict[str, Any] = {}
         if self.within_documents:
             context["documents"] = documents[:, :-1]
             targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)

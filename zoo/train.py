@@ -55,16 +55,17 @@ class CLI(LightningCLI):
             "init_args": {"position": "RoPE", "kernel": "Auto"},
         }
         self.stored = self.stored or stored(sys.argv[1:])
+        data: dict[str, Any] = {"class_path": "zoo.data.Text"}
         if self.stored is not None and self.stored.get("asked"):
-            model = self.stored["asked"]
-        parser.set_defaults({"model": model, "data": {"class_path": "zoo.data.Text"}})
+            model, data = self.stored["asked"]["model"], self.stored["asked"]["data"]
+        parser.set_defaults({"model": model, "data": data})
 
     def _parse_ckpt_path(self) -> None:
         """Compare instead of merging in silence."""
         if self.stored is None or not self.stored.get("asked"):
             return
         here = plain(self.config[self.config.subcommand].model)
-        lines = list(differences(self.stored["asked"], here))
+        lines = list(differences(self.stored["asked"]["model"], here))
         if lines:
             raise ZooError(
                 "the checkpoint holds another model than the one asked for.\n  "
@@ -82,9 +83,9 @@ class CLI(LightningCLI):
             raise ZooError(f"The trainer section does not fit: {error}") from None
 
     def after_instantiate_classes(self) -> None:
-        section = plain(self.config[self.subcommand].model)
-        self.model.asked = section
-        show(section)
+        sections = self.config[self.subcommand]
+        self.model.asked = {"model": plain(sections.model), "data": plain(sections.data)}
+        show(self.model.asked["model"])
         self.model.rehearse()
         source = self.stored
         if source is None and self.model.weights is not None:
@@ -131,7 +132,7 @@ def show(section: dict[str, Any]) -> None:
             name, arguments = node["class_path"].rpartition(".")[2], short(node.get("init_args") or {})
             return {name: arguments} if arguments else name
         if isinstance(node, Mapping):
-            return {key: short(value) for key, value in node.items() if value is not None}
+            return {key: short(value) for key, value in node.items() if value not in (None, False)}
         return node
 
     print(yaml.safe_dump({"model": short(section)}, sort_keys=False).rstrip(), file=sys.stderr)

@@ -60,7 +60,7 @@ class ViT(nn.Module):
             shape = " x ".join(map(str, images.shape[-2:]))
             raise ZooError(f"An image of {shape} does not divide into patches of {self.patch}.")
         patches = self.embedding(images)
-        positions = grid(*patches.shape[-2:], device=images.device)
+        positions = grid(patches.shape[-2], patches.shape[-1], images.device)
         x = torch.cat((self.prefix.to(patches.dtype).expand(len(images), -1, -1), patches.flatten(2).mT), 1)
         x = self.trunk(x, positions, positions, len(positions), Mask())
         return self.head(x[:, 0] if self.pool == "class" else x[:, len(self.prefix) :].mean(1))

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/speed.py [--rounds 7] [--threads 2] [--quick]
 
-13.8M weights: 6 layers, 384 wide, 6 heads, SwiGLU of 1024, vocabulary 8192, tied; float32, CPU. Training is forward, loss
-over all tokens, backward and a fused AdamW step on 8 x 256 tokens. Generation is greedy with a KV cache, batch 1, prompt
-16, 128 new tokens; "weights alone" is the time of the bare matrix-vector products, which no model can go below.
-Contestants take turns (A B C A B C ...), so that a busy moment hits them all alike; a figure is the median of its rounds.
-Ratios hold within a run, not across runs, and mean something on an idle machine only.
+13.8M weights: 6 layers, 384 wide, 6 heads, SwiGLU of 1024, vocabulary 8192, tied; float32, CPU. Training is forward,
+loss over all tokens, backward and a fused AdamW step on 8 x 256 tokens. Generation is greedy with a KV cache, batch 1,
+prompt 16, 128 new tokens; "weights alone" is the time of the bare matrix-vector products, which no model can go below.
+Contestants take turns (A B C A B C ...), so that a busy moment hits them all alike; a figure is the median of its
+rounds. Ratios hold within a run, not across runs, and mean something on an idle machine only.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def main() -> None:
     rounds = 2 if options.quick else options.rounds
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, float32; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; medians of {rounds} rounds; load {os.getloadavg()[0]:.1f} at the start"
+        f"transformers {transformers.__version__}; medians of {rounds} rounds; load {os.getloadavg()[0]:.1f} at start"
     )
     show("training", race(training(), rounds))
     with torch.inference_mode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ class Case:
         bias = self.build(*self.tensors) if self.build else None
         if bias is not None and cut is not None:
             bias = bias.heads(cut.start, cut.stop)
-        mask = Mask(**{**self.mask.__dict__, "memo": {}})
+        mask = replace(self.mask, memo={})
         q, k, v = self.q, self.k, self.v
         if cut is not None:
             each = q.shape[1] // k.shape[1]

@@ -93,7 +93,7 @@ def describe(module: nn.Module, slot: Callable[..., Any] | None, group: str) -> 
         slot: What built it: its class or a partial of it, however deep (jsonargparse makes such partials); or None.
         group: Entry-point group.
     """
-    name, arguments = type(module).__name__, {}
+    name, arguments = type(module).__name__, dict[str, Any]()
     while isinstance(slot, functools.partial):
         arguments = {**slot.keywords, **arguments}
         slot = next((part for part in slot.args if isinstance(part, type)), slot.func)

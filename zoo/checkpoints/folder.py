@@ -47,7 +47,7 @@ def write(path: str | Path, about: Mapping[str, Any], weights: Mapping[str, Tens
     tied: dict[str, str] = {}
     places: dict[tuple[int, int], str] = {}
     for name, value in weights.items():
-        place = value.untyped_storage().data_ptr(), value.storage_offset()
+        place = value.untyped_storage().data_ptr(), int(value.storage_offset())
         if place in places and value.numel():
             tied[name] = places[place]
         else:
