@@ -143,7 +143,7 @@ class Block(nn.Module):
         self.attention, self.feed_forward = attention, feed_forward
         self.norm1, self.norm2 = norms
         self.after, self.parallel = after, parallel
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor, encoding: Encoding, mask: Mask, cache: Cache | None = None) -> Tensor:
         first = self.dropout(self.attend(x, encoding, mask, cache))
@@ -247,7 +247,7 @@ class Trunk(nn.Module):
             for layer in range(layers)
         )
         self.norm = normalize(norm, dim, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.initialize(std)
         agree(first, self.kernel)
 

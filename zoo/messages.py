@@ -121,6 +121,12 @@ def said(message: str, parser: LightningArgumentParser) -> str:
     return message.strip()
 
 
+def buried(message: str) -> str:
+    """What a class said when it refused its arguments, out of jsonargparse's list of types that were tried."""
+    tried = re.search(r"Errors:\s+- (.*?)\n\s*- Expected ", message, re.DOTALL)
+    return tried[1] if tried else message
+
+
 def suggestion(name: str, parser: LightningArgumentParser) -> str:
     """' Did you mean ...?' for a misspelt setting, or nothing."""
     bare, dashes = name.lstrip("-"), "--" if name.startswith("--") else ""

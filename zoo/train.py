@@ -25,7 +25,7 @@ from zoo.checkpoints import lightning as ckpt
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
-from zoo.messages import Parser
+from zoo.messages import Parser, buried
 from zoo.tasks import ImageClassifier, LanguageModel, Task
 
 __all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "Text", "main"]
@@ -73,6 +73,12 @@ class CLI(LightningCLI):
                 + "\n  Leave these settings out to continue the checkpoint's model, or start a new run from its "
                 "weights where the shapes allow it:  --model.weights CKPT"
             )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # jsonargparse has buried what the class said among the types that it is not
+            raise ZooError(buried(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer").get("plugins") or []

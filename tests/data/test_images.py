@@ -241,7 +241,6 @@ def test_a_linear_model_learns_the_digits() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"files": "a", "dataset": "b"}, "Both --data.files and --data.dataset"),
         ({"valid": 0.5, "test": 0.5}, "leave nothing to train on"),
         ({"batch": 0}, "--data.batch must be at least 1"),
         ({"magnitude": 30}, "a magnitude of 1 to 29"),

@@ -259,7 +259,6 @@ def test_nothing_to_validate_on_is_no_obstacle_to_training(tmp_path: Path, texts
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"dataset": "allenai/c4"}, "Both --data.files and --data.dataset"),
         ({"valid": 0.6, "test": 0.4}, "leave nothing to train on"),
         ({"batch": 0}, "--data.batch must be at least 1"),
         ({"length": 0}, "--data.length must be at least 1"),

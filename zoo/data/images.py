@@ -80,7 +80,9 @@ class Images(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if files and dataset:
-            raise ZooError("Both --data.files and --data.dataset were given; train on one of them.")
+            # A recipe names its data set; files on the command line take its place.
+            rank_zero_info(f"Data: the files given, instead of the data set {dataset}")
+            dataset, subset = None, None
         if min(valid, test) < 0 or valid + test >= 1:
             raise ZooError(f"Shares of {valid} to validate on and {test} to test on leave nothing to train on.")
         for name, number, least in (("batch", batch, 1), ("size", size, 1), ("workers", workers, 0), ("seed", seed, 0)):

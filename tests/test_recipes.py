@@ -1,0 +1,98 @@
+"""Every recipe is read by the command line, builds its model, and says what it is for; the small ones train."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zoo import cli
+from zoo.errors import ZooError
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+NAMES = {path.stem: path for path in RECIPES}
+
+
+def fit(path: Path, out: Path, monkeypatch, *flags: str) -> None:
+    words = ["fit", "--config", str(path), "--trainer.default_root_dir", str(out), "--trainer.accelerator=cpu"]
+    words += ["--trainer.enable_progress_bar=false", "--trainer.precision=32-true", *flags]
+    monkeypatch.setattr("sys.argv", ["zoo", *words])
+    cli.run(words)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_short_and_says_why(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 30
+    assert lines[0].startswith("# ")
+
+
+def test_the_comparison_differs_in_the_line_that_names_the_encoding():
+    texts = [NAMES[f"{name}_125m"].read_text().splitlines()[1:] for name in ("rope", "alibi", "fope")]
+    assert len({len(text) for text in texts}) == 1
+    different = [lines for lines in zip(*texts, strict=True) if len(set(lines)) > 1]
+    assert [tuple(line.strip() for line in lines) for lines in different] == [
+        ("position: RoPE", "position: ALiBi", "position: FoPE")
+    ]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_data_out_of_reach_names_the_way_out(path, tmp_path, monkeypatch):
+    recipe = yaml.safe_load(path.read_text())
+    if "dataset" not in recipe["data"]["init_args"]:
+        pytest.skip("its data come with Python and scikit-learn")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    with pytest.raises(ZooError, match=r"--data\.(files|tokenizer)"):
+        fit(path, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["rope_125m", "alibi_125m", "fope_125m"])
+def test_the_comparison_trains_on_local_files(name, tmp_path, monkeypatch):
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_text(" ".join(f"word{number * i % 89}" for i in range(400)))
+    small = ["--model.dim=32", "--model.layers=1", "--model.heads=2", "--model.length=32", "--data.batch=2"]
+    flags = [
+        f"--data.files={tmp_path}",
+        "--data.tokenizer=bytes",
+        f"--data.cache={tmp_path / 'cache'}",
+        "--data.workers=0",
+    ]
+    fit(NAMES[name], tmp_path / "run", monkeypatch, *small, *flags, "--trainer.max_steps=2", "--data.valid=0.2")
+
+
+def test_the_vision_transformer_trains_on_a_folder(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for label in ("ant", "bee"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (40, 36), (number * 40, 100, 200)).save(tmp_path / part / label / f"{number}.png")
+    small = ["--model.dim=32", "--model.layers=1", "--model.heads=2", "--data.size=32", "--data.batch=4"]
+    flags = [f"--data.files={tmp_path}", f"--data.cache={tmp_path / 'cache'}", "--data.workers=0"]
+    fit(
+        NAMES["vit_s16"],
+        tmp_path / "run",
+        monkeypatch,
+        *small,
+        *flags,
+        "--trainer.max_steps=2",
+        "--trainer.max_epochs=1",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart", "vit_quickstart"])
+def test_a_quickstart_reaches_its_figure(name, tmp_path, monkeypatch, capsys):
+    fit(NAMES[name], tmp_path, monkeypatch)
+    checkpoint = next(tmp_path.rglob("last.ckpt"))
+    monkeypatch.setattr("sys.argv", ["zoo", "test", "--ckpt_path", str(checkpoint)])
+    capsys.readouterr()
+    cli.run(["test", "--ckpt_path", str(checkpoint)])
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if "test/perplexity" in line or "test/accuracy" in line)
+    figure = float(row.replace("│", " ").split()[-1])
+    if name == "vit_quickstart":
+        assert figure >= 0.97
+    else:
+        assert figure < 60, "a model that has learned nothing has the vocabulary's size, 2048"
