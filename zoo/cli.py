@@ -206,7 +206,7 @@ def check(argv: list[str]) -> None:
     failed = 0
     for group in groups:
         for result in examine(plugins.load(group, options.name)):
-            mark = "pass" if result.passed else "skip" if result.skipped else "FAIL"
+            mark = "skip" if result.skipped else "pass" if result.passed else "FAIL"
             failed += mark == "FAIL"
             print(f"{mark}  {result.name}" + (f": {result.message}" if result.message else ""))
     if failed:

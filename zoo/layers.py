@@ -310,7 +310,7 @@ class Trunk(nn.Module):
             encoding = shared
             if encoding is None:
                 position: PositionEncoding = self.positions[layer if len(self.positions) > 1 else 0]  # type: ignore[assignment]
-                seen = block.norm1(x) if position.content and not block.after else x
+                seen = block.norm1(x) if position.content and not block.after else x  # type: ignore[operator]
                 state = cache.state(layer) if cache is not None and position.content else None
                 encoding = position(queries, keys, extent, seen if position.content else None, state)
                 if not position.per_layer and not position.content:

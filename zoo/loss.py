@@ -7,10 +7,10 @@ vocabulary of 50k). Chunks of tokens are read out one after the other and, in tr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
@@ -22,9 +22,34 @@ def chunks(hidden: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor,
     yield from zip(hidden.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
 
 
+class Surprise(torch.autograd.Function):
+    """Sum of -log softmax(logits)[target], in float32: the logits give way to their own gradient, in place.
+
+    torch's cross-entropy keeps the logits, their log-softmax and the gradient of both, each [tokens, vocabulary].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        seen = (targets != IGNORED).unsqueeze(-1)
+        index = targets.clamp(min=0).unsqueeze(-1)
+        right, most = logits.gather(-1, index), logits.amax(-1, keepdim=True)
+        torch.softmax(logits, -1, out=logits)
+        # The largest probability is 1 / sum(exp(logits - most)) and no less than 1 / vocabulary: its logarithm is exact
+        # where that of the target's would be that of 0.
+        loss = most - logits.amax(-1, keepdim=True).log() - right
+        logits.scatter_add_(-1, index, -torch.ones_like(right))
+        ctx.save_for_backward(logits, seen)
+        return torch.where(seen, loss, 0.0).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, seen = ctx.saved_tensors
+        return logits.mul_(seen * gradients[0]), None  # a second backward would be an error, not a wrong number
+
+
 def summed(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
-    """Sum of the cross-entropies of some tokens, in float32."""
-    return functional.cross_entropy(head(hidden).float(), targets, ignore_index=IGNORED, reduction="sum")
+    """Sum of the cross-entropies of some tokens, in float32; what `head` gives is overwritten."""
+    return Surprise.apply(head(hidden).float(), targets)
 
 
 def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, size: int) -> Tensor:
@@ -33,7 +58,7 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, size: int) -
     Args:
         hidden: [batch, tokens, dim].
         targets: [batch, tokens]; -100 does not count.
-        head: Reads logits [tokens, vocabulary] out of [tokens, dim].
+        head: Reads logits [tokens, vocabulary] out of [tokens, dim], into memory of their own.
         size: Tokens read out at once.
     """
     count = (targets != IGNORED).sum().clamp(min=1)

@@ -6,7 +6,9 @@ differs from the one asked for stops the run and shows both sides; its tokenizer
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,10 @@ def stored(argv: list[str]) -> dict[str, Any] | None:
 
 def main(argv: list[str]) -> None:
     """Run one of the Trainer's verbs."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own business with torch
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
     plugins.load_all()
     sys.argv[1:] = argv
     CLI(

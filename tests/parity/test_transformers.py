@@ -25,6 +25,7 @@ import transformers  # noqa: E402
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor  # noqa: E402
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding  # noqa: E402
 
+OLD = transformers.__version__.startswith("4.")
 VOCABULARY, LENGTH, LAYERS, DIM, HIDDEN = 61, 32, 2, 48, 80
 State = dict[str, Tensor]
 
@@ -33,6 +34,10 @@ def draw(name: str, **config: object) -> transformers.PreTrainedModel:
     """A transformers model, every weight of it random."""
     torch.manual_seed(0)
     kind = getattr(transformers, f"{name}Config")
+    if OLD and "rope_parameters" in config:
+        rope = config.pop("rope_parameters")
+        words = ("rotary_emb_base", "rotary_pct") if name == "GPTNeoX" else ("rope_theta", "partial_rotary_factor")
+        config |= dict(zip(words, (rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)), strict=True))
     config = kind(
         vocab_size=VOCABULARY,
         hidden_size=DIM,
@@ -112,7 +117,7 @@ def llama(name: str, heads: int = 4, kv_heads: int = 2, after: bool = False, **c
     state = rename(theirs, outer, inner, layers)
     stack(state, "attention.qkv", layers, theirs, *(f"self_attn.{part}_proj" for part in "qkv"))
     stack(state, "feed_forward.up", layers, theirs, "mlp.gate_proj", "mlp.up_proj")
-    base = known.config.rope_parameters["rope_theta"]
+    base = known.config.rope_theta if OLD else known.config.rope_parameters["rope_theta"]
     options = {"heads": heads, "kv_heads": kv_heads, "hidden": HIDDEN, "eps": known.config.rms_norm_eps}
     return known, state, {**options, "position": plugin("RoPE", base=base)}
 
@@ -243,5 +248,6 @@ def test_sinusoidal(dim):
     geometry = Geometry(dim=dim, heads=1, kv_heads=1, head_dim=dim, length=(LENGTH,))
     at = torch.arange(100.0).unsqueeze(-1)
     found = plugin("Sinusoidal", layout="concatenated")(geometry)(at, at, 100).embedding
-    expected = MarianSinusoidalPositionalEmbedding(100, dim).create_weight()
+    table = MarianSinusoidalPositionalEmbedding(100, dim)
+    expected = (table._init_weight() or table.weight) if OLD else table.create_weight()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
