@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.checkpoints import folder
@@ -84,6 +85,12 @@ class Release(Callback):
     def __init__(self, prompt: str = "def ", tokens: int = 100) -> None:
         self.prompt, self.tokens = prompt, tokens
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        keeper = trainer.checkpoint_callback
+        if isinstance(keeper, ModelCheckpoint) and keeper.dirpath and not trainer.fast_dev_run:
+            # The last step is kept even where no validation fell on it.
+            trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt")
+
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         task = cast(Task, pl_module)
@@ -101,7 +108,8 @@ class Release(Callback):
         print(f"\n{', '.join(lines)}\n")
         if isinstance(task, LanguageModel) and self.tokens:
             print(f"A sample, from {self.prompt!r} on:\n\n{self.sample(task, trainer)}\n")
-        saved = getattr(trainer.checkpoint_callback, "best_model_path", "") or "none"
+        keeper = trainer.checkpoint_callback
+        saved = Path(keeper.dirpath) / "last.ckpt" if isinstance(keeper, ModelCheckpoint) and keeper.dirpath else "none"
         text = isinstance(task, LanguageModel)
         following = f"zoo generate {place} --prompt {self.prompt!r}" if text else f"zoo test --ckpt_path {saved}"
         print(f"Checkpoint: {saved}\nTo publish: {place}\nNext:       {following}")

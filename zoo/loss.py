@@ -37,7 +37,7 @@ class Surprise(torch.autograd.Function):
         # The largest probability is 1 / sum(exp(logits - most)) and no less than 1 / vocabulary: its logarithm is exact
         # where that of the target's would be that of 0.
         loss = most - logits.amax(-1, keepdim=True).log() - right
-        logits.scatter_add_(-1, index, -torch.ones_like(right))
+        logits.scatter_(-1, index, logits.gather(-1, index) - 1)
         ctx.save_for_backward(logits, seen)
         return torch.where(seen, loss, 0.0).sum()
 

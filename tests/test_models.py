@@ -1,0 +1,138 @@
+"""The decoder, the vision transformer and sampling: what must hold whatever the plugins are."""
+
+import pytest
+import torch
+
+from zoo.cache import Cache
+from zoo.decoder import Decoder, restart
+from zoo.errors import ZooError
+from zoo.generate import choose, generate, stream
+from zoo.vit import ViT, grid
+
+OPTIONS = [
+    {},
+    {
+        "norm": "LayerNorm",
+        "feed_forward": "GELU",
+        "qkv_bias": True,
+        "out_bias": True,
+        "feed_forward_bias": True,
+        "parallel": True,
+    },
+    {"norm_at": "after", "qk_norm": "width", "kv_heads": 2},
+    {"qk_norm": "head", "kv_heads": 1, "head_dim": 16, "tied": False, "head_bias": True},
+    {"feed_forward": "GELU-tanh", "window": 3},
+]
+
+
+def decoder(**options):
+    torch.manual_seed(0)
+    return Decoder(vocabulary=40, length=24, dim=32, layers=2, heads=4, **options).eval()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_future_changes_nothing(options):
+    model, tokens = decoder(**options), torch.randint(0, 40, (2, 12))
+    other = tokens.clone()
+    other[:, 7:] = (other[:, 7:] + 1) % 40
+    one, two = model(tokens), model(other)
+    assert torch.allclose(one[:, :7], two[:, :7], atol=1e-6)
+    assert not torch.allclose(one[:, 7:], two[:, 7:], atol=1e-3)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_cached_decoding_is_the_full_forward(options):
+    model, tokens = decoder(**options), torch.randint(0, 40, (2, 12))
+    cache = Cache(12)
+    parts = [model(tokens[:, :5], cache=cache), *(model(tokens[:, i : i + 1], cache=cache) for i in range(5, 9))]
+    parts.append(model(tokens[:, 9:], cache=cache))
+    assert torch.allclose(torch.cat(parts, 1), model(tokens), atol=1e-5)
+    with pytest.raises(ZooError, match="opened for 12 tokens"):
+        model(tokens[:, :1], cache=cache)
+
+
+def test_a_window_sees_so_many_tokens():
+    model, tokens = decoder(window=3), torch.randint(0, 40, (1, 12))
+    other = tokens.clone()
+    other[:, 0] = (other[:, 0] + 1) % 40
+    same = (model(tokens) - model(other)).abs().amax(-1)[0] < 1e-6
+    assert not same[:5].any(), "two layers of window 3 reach four tokens back"
+    assert same[5:].all()
+
+
+def test_left_padding_changes_nothing():
+    model = decoder()
+    short, long = torch.randint(0, 40, (1, 5)), torch.randint(0, 40, (1, 9))
+    both = torch.cat((torch.cat((torch.zeros(1, 4, dtype=torch.long), short), 1), long))
+    padding = torch.tensor([4, 0])
+    assert torch.allclose(model(both, padding=padding)[0, 4:], model(short)[0], atol=1e-5)
+    ids = generate(model, both, 6, temperature=0, padding=padding)
+    assert torch.equal(ids[:1], generate(model, short, 6, temperature=0))
+    assert torch.equal(ids[1:], generate(model, long, 6, temperature=0))
+
+
+def test_positions_restart_with_documents():
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
+    assert restart(documents).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]]
+
+
+def test_greedy_is_the_likeliest():
+    model, prompt = decoder(), torch.randint(0, 40, (2, 4))
+    tokens = prompt
+    for _ in range(6):
+        tokens = torch.cat((tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)), 1)
+    assert torch.equal(generate(model, prompt, 6, temperature=0), tokens[:, 4:])
+
+
+def test_top_p_draws_from_the_smallest_set():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, -1)
+    generator = torch.Generator().manual_seed(0)
+    ids = choose(logits, 1.0, 0.8, generator)
+    assert set(ids.tolist()) == {0, 1}
+    assert (ids == 0).float().mean().item() == pytest.approx(0.625, abs=0.03)
+    assert set(choose(logits, 1.0, 1.0, generator).tolist()) == {0, 1, 2, 3}
+    assert set(choose(logits, 1.0, 0.01, generator).tolist()) == {0}
+
+
+def test_generation_ends_at_the_end_token():
+    model, prompt = decoder(), torch.randint(0, 40, (1, 4))
+    first = int(next(iter(stream(model, prompt, 5, temperature=0))))
+    assert generate(model, prompt, 5, temperature=0, end=first).shape == (1, 1)
+
+
+def test_the_grid_counts_rows_then_columns():
+    assert grid(2, 3).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    assert grid(1, 1).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_patches_are_told_apart_by_position_alone(pool):
+    torch.manual_seed(0)
+    model = ViT(classes=4, channels=1, size=(4, 6), patch=2, registers=2, pool=pool, dim=32, layers=2, heads=2, std=0.3)
+    torch.nn.init.normal_(model.eval().head.weight)
+    assert model.trunk.geometry.prefix == 2 + (pool == "class")
+    images = torch.randn(3, 1, 4, 6)
+    swapped = torch.cat((images[..., 2:4], images[..., :2], images[..., 4:]), -1)
+    assert not torch.allclose(model(images), model(swapped), atol=1e-4)
+    assert model(torch.randn(2, 1, 8, 4)).shape == (2, 4), "another size, another grid"
+    with pytest.raises(ZooError, match="5 x 6 does not divide into patches of 2"):
+        model(torch.randn(1, 1, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"dim": 30}, "does not divide into 4 heads"),
+        ({"kv_heads": 3}, "kv_heads must divide heads"),
+        ({"layers": 0}, "at least 1 for layers"),
+        ({"length": 0}, "at least 1 for length"),
+    ],
+)
+def test_numbers_that_do_not_fit(wrong, says):
+    with pytest.raises(ZooError, match=says):
+        Decoder(**{"vocabulary": 9, "dim": 32, "layers": 1, "heads": 4, **wrong})
+
+
+def test_a_patch_divides_the_image():
+    with pytest.raises(ZooError, match=r"8 x 8 does not divide into patches of 3; \[1, 2, 4, 8\] do"):
+        ViT(classes=2, size=(8, 8), patch=3, dim=32, layers=1, heads=4)
