@@ -33,7 +33,10 @@ class Surprise(torch.autograd.Function):
         seen = (targets != IGNORED).unsqueeze(-1)
         index = targets.clamp(min=0).unsqueeze(-1)
         right, most = logits.gather(-1, index), logits.amax(-1, keepdim=True)
-        torch.softmax(logits, -1, out=logits)
+        if logits.device.type == "cpu":
+            torch.softmax(logits, -1, out=logits)
+        else:  # where nobody has seen the fused kernel overwrite what it reads
+            logits.copy_(logits.softmax(-1))
         # The largest probability is 1 / sum(exp(logits - most)) and no less than 1 / vocabulary: its logarithm is exact
         # where that of the target's would be that of 0.
         loss = most - logits.amax(-1, keepdim=True).log() - right
