@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from zoo import checkpoints, cli
 from zoo.checkpoints import lightning
@@ -133,6 +134,72 @@ def test_validate_and_test_need_no_recipe(trained, place, capsys):
     assert "val/perplexity" in zoo("validate", "--ckpt_path", trained, *flags, capsys=capsys).out
     assert "test/perplexity" in zoo("test", "--ckpt_path", trained, *flags, capsys=capsys).out
     assert "val/perplexity" in zoo("validate", "--ckpt_path", trained, "--data.length=32", *flags, capsys=capsys).out
+
+
+def test_predictions_are_written(trained, place, capsys):
+    told = zoo("predict", "--ckpt_path", trained, "--trainer.default_root_dir", place / "predicted", capsys=capsys).out
+    path = told.partition("Predictions: ")[2].split()[0]
+    losses = load_file(path)["predictions"]
+    assert losses.shape[1] == 16
+    assert (losses > 0).all()
+
+
+def test_nothing_to_measure_is_said(place):
+    assert "a fresh model has random weights" in refused("validate", *TINY, f"--data.files={place / 'texts'}")
+
+
+def test_a_checkpoint_named_in_a_recipe_is_compared_too(trained, tmp_path):
+    recipe = f"ckpt_path: {trained}\nmodel:\n  class_path: LanguageModel\n  init_args: {{position: ALiBi, dim: 32}}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    assert "FoPE in the checkpoint" in refused("fit", "--config", tmp_path / "recipe.yaml", *TINY)
+
+
+def test_another_kernel_of_the_same_form_continues(trained, place, capsys):
+    flags = ["--trainer.default_root_dir", place / "kernel", "--trainer.limit_val_batches=2"]
+    shown = [
+        zoo("validate", "--ckpt_path", trained, "--model.kernel", kernel, *flags, capsys=capsys).out
+        for kernel in ("Eager", "Tiled")
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_a_child_outlives_its_parent(place, trained):
+    parent = place / "parent.ckpt"
+    parent.write_bytes(trained.read_bytes())
+    child = fit(place, "child", "--trainer.max_steps=2", "--model.position=FoPE", f"--model.weights={parent}")
+    parent.unlink()
+    flags = ["--trainer.default_root_dir", place / "orphan", "--trainer.limit_val_batches=1"]
+    zoo("validate", "--ckpt_path", child, *flags)
+    assert [path.name for path in child.parent.glob("last*")] == ["last.ckpt"]
+
+
+def test_task_and_data_that_do_not_fit(place):
+    assert "ImageClassifier does not learn from Text" in refused("fit", "--model=ImageClassifier", "--model.patch=2")
+    assert "LanguageModel does not learn from Images" in refused("fit", "--data=Images", "--model.length=8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model.optimizer.lr=1e30", "--trainer.max_steps=20"], "The loss is"),
+        (["--model.optimizer.lr=-1", "--trainer.max_steps=1"], "optimizer does not take its settings"),
+        (["--model.vocabulary=100", "--trainer.max_steps=1"], "vocabulary of 100 is too small: the tokenizer has 257"),
+        (["--data.length=8", "--trainer.max_steps=1"], "Blocks of 8 tokens do not fit a model of length 16"),
+        (["--model.window=0"], "A window holds at least the token itself"),
+        (["--model.dropout=1.5"], "dropout is at least 0 and below 1"),
+        (["--data.streaming=true", "--model.schedule=WarmupCosine", "--trainer.max_epochs=1"], "--trainer.max_steps N"),
+    ],
+)
+def test_numbers_that_cannot_train(flags, says, place):
+    out = [f"--data.files={place / 'texts'}", f"--data.cache={place / 'cache'}"]
+    assert says in refused("fit", *TINY, *out, f"--trainer.default_root_dir={place / 'no'}", *flags)
+
+
+@pytest.mark.parametrize("flag", ["--device=cuda:7", "--device=foo", "--temperature=nan", "--seed=-1", "--tokens=0"])
+def test_generation_that_cannot_be(flag, folder, capsys):
+    with pytest.raises(ZooError):
+        zoo("generate", folder, "--prompt", "word", flag)
+    assert capsys.readouterr().out == "", "nothing is printed before it is sure"
 
 
 def test_a_run_is_continued(trained, place):

@@ -11,8 +11,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from zoo import plugins
+from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.loss import IGNORED, cross_entropy
+from zoo.position import Encoding, PositionEncoding, Toeplitz
 from zoo.schedules import WarmupCosine, WarmupStableDecay
 from zoo.tasks import ImageClassifier, LanguageModel
 
@@ -148,6 +150,58 @@ def test_half_precision_trains_and_leaves_positions_alone(precision, encoding):
     assert all(p.dtype == torch.float32 for p in task.trunk.positions.parameters())
     assert all(p.isfinite().all() for p in task.parameters())
     assert task.network.head.weight.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
+
+
+def test_an_encoding_is_exact_where_half_precision_is_the_default():
+    class Mine(PositionEncoding):  # made as a plugin's author would: without a word about dtypes
+        def __init__(self, geometry):
+            super().__init__(geometry)
+            self.power = torch.nn.Parameter(torch.full((geometry.heads,), 1.0))
+
+        def forward(self, queries, keys, extent, hidden=None, state=None):
+            table = -self.power[:, None] * torch.arange(extent).log1p()
+            seen.append(table)
+            return Encoding(bias=Toeplitz(table, queries[..., 0], keys[..., 0]))
+
+    seen = []
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = Decoder(vocabulary=9, length=16, dim=32, layers=1, heads=2, position=Mine)
+        model(torch.zeros(1, 8, dtype=torch.long))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.head.weight.dtype == torch.bfloat16
+    assert model.trunk.position.power.dtype == torch.float32
+    assert seen[-1].dtype == torch.float32
+
+
+def test_compile_compiles_what_a_step_runs():
+    graphs = []
+
+    def backend(module, _):
+        graphs.append(module)
+        return module.forward
+
+    task = language_model(compile=True, kernel=plugins.load("zoo.kernels", "SDPA"))
+    plain = language_model(kernel=plugins.load("zoo.kernels", "SDPA"))
+    for one in (task, plain):
+        torch.manual_seed(0)
+        one.configure_model()
+        one.log = lambda *_, **__: None
+    task.trunk.compile(backend=backend)
+    loss, expected = task.training_step(batch(), 0), plain.training_step(batch(), 0)
+    assert graphs
+    assert torch.allclose(loss, expected, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    for (name, mine), (_, theirs) in zip(task.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, atol=1e-6), name
+
+
+def test_class_and_register_tokens_do_not_decay():
+    task = ImageClassifier(classes=3, channels=1, size=(8, 8), patch=4, registers=2, **SMALL)
+    task.configure_model()
+    assert any(parameter is task.network.prefix for parameter in task.groups()[1]["params"])
 
 
 def test_flops_count_the_matrices():

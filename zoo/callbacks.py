@@ -12,13 +12,15 @@ from typing import Any, cast
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
+from safetensors.torch import save_file
 
 from zoo.checkpoints import folder
 from zoo.decoder import Decoder
 from zoo.generate import stream
-from zoo.tasks import LanguageModel, Task
+from zoo.task import Task
+from zoo.tasks import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Throughput(Callback):
         self.items += batch["tokens"][:, 1:].numel() if text else len(batch["labels"])
         if (batch_idx + 1) % self.every:
             return
+        task.finite(trainer.callback_metrics["train/loss"])
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)
         rate = self.items * trainer.world_size / max(time.perf_counter() - self.start, 1e-9)
@@ -86,15 +89,21 @@ class Release(Callback):
         self.prompt, self.tokens = prompt, tokens
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if "train/loss" in trainer.callback_metrics:
+            cast(Task, pl_module).finite(trainer.callback_metrics["train/loss"])
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         keeper = trainer.checkpoint_callback
-        if isinstance(keeper, ModelCheckpoint) and keeper.dirpath and not trainer.fast_dev_run:
+        if isinstance(keeper, ModelCheckpoint) and keeper.dirpath:
             # The last step is kept even where no validation fell on it.
             trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt")
+        self.release(trainer, pl_module)
 
     @rank_zero_only
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def release(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the folder, and say where everything is."""
         task = cast(Task, pl_module)
-        if trainer.fast_dev_run or trainer.log_dir is None or not task.about:  # type: ignore[attr-defined]
+        if trainer.log_dir is None or not task.about:  # type: ignore[attr-defined]
             return
         content: dict[str, Any] = {}
         task.on_save_checkpoint(content)
@@ -122,6 +131,22 @@ class Release(Callback):
         count = min(self.tokens, max(task.length - prompt.shape[1], 1))
         new = [int(ids) for ids in stream(network, prompt, count, seed=0, end=tokenizer.end)]
         return self.prompt + tokenizer.decode([i for i in new if i != tokenizer.end])
+
+
+class Predictions(BasePredictionWriter):
+    """Writes what `zoo predict` computes to `predictions.safetensors`, in the order of the test split."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        name = "predictions" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}"
+        place = Path(trainer.log_dir or ".") / f"{name}.safetensors"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"predictions": torch.cat(predictions).cpu().contiguous()}, place)
+        print(f"Predictions: {place}")
 
 
 def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: Trainer) -> str:

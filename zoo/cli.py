@@ -51,6 +51,11 @@ def main() -> None:
     except ZooError as error:
         print(f"zoo: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"zoo: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("zoo: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -120,6 +125,11 @@ def generate(argv: list[str]) -> None:
     from zoo.decoder import Decoder
     from zoo.generate import stream
 
+    try:
+        device = torch.device(options.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ZooError(f"There is no device {options.device} here. Try:  --device cpu") from None
     found = checkpoints.read(options.checkpoint)
     model = found.network()
     if not isinstance(model, Decoder) or "tokenizer" not in found.about:
@@ -134,11 +144,10 @@ def generate(argv: list[str]) -> None:
             file=sys.stderr,
         )
     new: list[int] = []
-    shown = prompt
-    print(prompt, end="", flush=True)
-    tokens = torch.tensor([ids], dtype=torch.long, device=options.device)
+    shown = ""
+    tokens = torch.tensor([ids], dtype=torch.long, device=device)
     for step in stream(
-        model.to(options.device),
+        model.to(device),
         tokens,
         options.tokens,
         temperature=options.temperature,
@@ -153,7 +162,7 @@ def generate(argv: list[str]) -> None:
         if not text.endswith("\ufffd"):  # a character may be spread over several tokens
             print(text[len(shown) :], end="", flush=True)
             shown = text
-    print()
+    print("" if shown else prompt)
 
 
 def show(argv: list[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.cache import Cache
+from zoo.errors import ZooError
 from zoo.kernel import Mask
 from zoo.layers import Linear, Trunk
 
@@ -40,6 +41,8 @@ class Decoder(nn.Module):
         **trunk: Any,
     ) -> None:
         super().__init__()
+        if window is not None and window < 1:
+            raise ZooError(f"A window holds at least the token itself: 1 or more, and got {window}.")
         self.trunk = Trunk(length=(length,), prefix=0, causal=True, **trunk)
         dim, std = self.trunk.geometry.dim, trunk.get("std", 0.02)
         self.length, self.window = length, window

@@ -11,6 +11,9 @@ from zoo.cache import Cache
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 
+MOST = 2**24
+"""Tokens of one request at most: more than any cache holds."""
+
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
     """Next ids [batch] from logits [batch, vocabulary].
@@ -18,7 +21,7 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     Temperature 0 takes the likeliest id. Otherwise it is drawn from the smallest set of ids that holds `top_p` of the
     probability (Holtzman et al. 2020, arXiv:1904.09751).
     """
-    if temperature == 0:
+    if temperature < 1e-6:  # so little that the division would leave the range of float32
         return logits.argmax(-1)
     weights = (logits.float() / temperature).softmax(-1)
     if top_p < 1:
@@ -58,11 +61,13 @@ def stream(
         raise ZooError(
             f"The prompt has {prompt.shape[1]} tokens, and the model was trained on {model.length}. Shorten it."
         )
-    if tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    if not 1 <= tokens <= MOST or not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
         raise ZooError(
-            "Generation takes tokens >= 1, temperature >= 0 and top_p above 0 and at most 1; "
+            f"Generation takes tokens from 1 to {MOST}, temperature >= 0 and top_p above 0 and at most 1; "
             f"got {tokens}, {temperature} and {top_p}."
         )
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ZooError(f"A seed is a whole number from 0 to 2^63 - 1, and got {seed}.")
     generator = None if seed is None else torch.Generator(prompt.device).manual_seed(seed)
     cache = Cache(prompt.shape[1] + tokens)
     done = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)

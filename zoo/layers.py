@@ -6,7 +6,8 @@ rest, and has encoding and kernel agree before the first weight is trained. It k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -221,8 +222,11 @@ class Trunk(nn.Module):
         geometry = shape(dim, layers, heads, kv_heads, head_dim, length, prefix, causal)
         position = position or plugins.load("zoo.positions", "RoPE")
         kernel = kernel or Auto
-        first = position(replace(geometry, layer=0))
-        rest = [position(replace(geometry, layer=i)) for i in range(1, layers)] if first.per_layer else []
+        if not 0 <= dropout < 1 or (hidden is not None and hidden < 1):
+            raise ZooError(f"dropout is at least 0 and below 1, hidden at least 1; got {dropout} and {hidden}.")
+        with exact():
+            first = position(replace(geometry, layer=0))
+            rest = [position(replace(geometry, layer=i)) for i in range(1, layers)] if first.per_layer else []
         self.geometry, self.checkpointing = geometry, checkpointing
         self.positions = nn.ModuleList([first, *rest])
         if hidden is None:
@@ -312,7 +316,8 @@ class Trunk(nn.Module):
                 position: PositionEncoding = self.positions[layer if len(self.positions) > 1 else 0]  # type: ignore[assignment]
                 seen = block.norm1(x) if position.content and not block.after else x  # type: ignore[operator]
                 state = cache.state(layer) if cache is not None and position.content else None
-                encoding = position(queries, keys, extent, seen if position.content else None, state)
+                with exact():
+                    encoding = position(queries, keys, extent, seen if position.content else None, state)
                 if not position.per_layer and not position.content:
                     shared = encoding
                 if layer == 0:
@@ -326,6 +331,20 @@ class Trunk(nn.Module):
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Let an encoding make float32 tensors where Lightning has made a half precision the default."""
+    default = torch.get_default_dtype()
+    if default not in (torch.float16, torch.bfloat16):
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def add(x: Tensor, embedding: Tensor, prefix: int) -> Tensor:

@@ -35,7 +35,7 @@ KINDS = {
 }
 
 BASES = {
-    "model": "zoo.tasks.Task",
+    "model": "zoo.task.Task",
     "data": "lightning.pytorch.LightningDataModule",
     "schedule": "zoo.schedules.Schedule",
     "optimizer": "torch.optim.Optimizer",

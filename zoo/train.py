@@ -22,17 +22,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo import checkpoints, plugins
-from zoo.callbacks import Release, Throughput
+from zoo.callbacks import Predictions, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
 from zoo.messages import Parser, buried
-from zoo.tasks import ImageClassifier, LanguageModel, Task
+from zoo.task import Task
+from zoo.tasks import ImageClassifier, LanguageModel
 
 __all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "Text", "main"]
 
-FREE = {"optimizer", "schedule", "weights", "compile", "chunk", "smoothing", "vocabulary"}
+FREE = {"optimizer", "schedule", "weights", "compile", "chunk", "smoothing", "checkpointing"}
 """Arguments of a task that a checkpoint's weights do not depend on."""
 
 
@@ -56,7 +57,7 @@ class CLI(LightningCLI):
             "class_path": "zoo.tasks.LanguageModel",
             "init_args": {"position": "RoPE", "kernel": "Auto"},
         }
-        self.stored = self.stored or stored(sys.argv[1:])
+        self.stored = self.stored or stored(option(sys.argv[1:], "--ckpt_path"), sys.argv[1])
         data: dict[str, Any] = {"class_path": "zoo.data.Text"}
         if self.stored is not None and self.stored.get("asked"):
             model, data = self.stored["asked"]["model"], self.stored["asked"]["data"]
@@ -64,6 +65,16 @@ class CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Compare instead of merging in silence."""
+        sections = self.config[self.config.subcommand]
+        if self.stored is None:  # the path may stand in a recipe
+            self.stored = stored(sections.get("ckpt_path"), self.config.subcommand)
+        if self.stored is None and self.config.subcommand != "fit" and not sections.model.init_args.get("weights"):
+            raise ZooError(
+                f"There is nothing to {self.config.subcommand}: a fresh model has random weights.   "
+                "Try:  --ckpt_path CKPT, or --model.weights CKPT"
+            )
+        if self.stored is not None:
+            sections.model.init_args["weights"] = None  # the checkpoint holds them; its parent may be gone
         if self.stored is None or not self.stored.get("asked"):
             return
         here = plain(self.config[self.config.subcommand].model)
@@ -92,6 +103,10 @@ class CLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         sections = self.config[self.subcommand]
+        for task, kind in ((LanguageModel, Text), (ImageClassifier, Images)):
+            other = Images if kind is Text else Text
+            if isinstance(self.model, task) and isinstance(self.datamodule, other):
+                raise ZooError(f"{task.__name__} does not learn from {other.__name__}.   Try:  --data {kind.__name__}")
         self.model.asked = {"model": plain(sections.model), "data": plain(sections.data)}
         show(self.model.asked["model"])
         self.model.rehearse()
@@ -123,12 +138,20 @@ def simplified(value: Any) -> Any:
 
 def differences(there: Any, here: Any, path: str = "model") -> Iterator[str]:
     """A line for each argument that differs and that the weights depend on."""
+    if path == "model.init_args.kernel" and alike(there, here):
+        return
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in [*there, *(key for key in here if key not in there)]:
             if not (path == "model.init_args" and key in FREE):
                 yield from differences(there.get(key), here.get(key), f"{path}.{key}")
     elif there != here and not (there in (None, {}) and here in (None, {})):
         yield f"{path.replace('.init_args', '')}: {there} in the checkpoint, {here} asked for"
+
+
+def alike(there: Any, here: Any) -> bool:
+    """Whether two kernels are implementations of one form, so that either continues the other's model."""
+    names = [(node or {}).get("class_path", "").rpartition(".")[2] for node in (there, here)]
+    return all(names) and len({plugins.load("zoo.kernels", name).form for name in names}) == 1
 
 
 @rank_zero_only
@@ -156,9 +179,8 @@ def option(argv: list[str], name: str) -> str | None:
     return None
 
 
-def stored(argv: list[str]) -> dict[str, Any] | None:
-    """What the checkpoint named by --ckpt_path says of itself."""
-    path = option(argv, "--ckpt_path")
+def stored(path: str | None, verb: str) -> dict[str, Any] | None:
+    """What the checkpoint that is to be continued, or measured, says of itself."""
     if path is None or path in ("last", "best", "hpc", "registry", "null"):
         return None
     content = ckpt.load(path)
@@ -166,7 +188,7 @@ def stored(argv: list[str]) -> dict[str, Any] | None:
         raise ZooError(
             f"{path} is a Lightning checkpoint of another program: it does not say which zoo model it holds."
         )
-    if "optimizer_states" not in content and argv[:1] == ["fit"]:
+    if "optimizer_states" not in content and verb == "fit":
         raise ZooError(
             f"{path} has no optimizer state, so a run cannot be continued from it. "
             f"Start one from its weights:  --model.weights {path}"
@@ -197,10 +219,11 @@ def main(argv: list[str]) -> None:
             "default_root_dir": str(Path("runs")),
             "use_distributed_sampler": False,  # zoo.data shards by itself, so that a resumed run keeps its order
             "callbacks": [
-                ModelCheckpoint(save_last=True, save_on_train_epoch_end=False),
+                ModelCheckpoint(save_last=True),
                 LearningRateMonitor("step"),
                 Throughput(),
                 Release(),
+                Predictions(),
             ],
         },
     )

@@ -47,7 +47,10 @@ class Checkpoint:
                     f"{self.path} needs the {plugins.GROUPS[group]} {name} of {distribution}, which is not installed. "
                     f"Try:  pip install {distribution.split()[0]}"
                 )
-        model = build(self.about["network"])
+        try:
+            model = build(self.about["network"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ZooError(f"{self.path} is damaged: it does not describe a network ({error}).") from None
         fill(model, self.weights, self.path)
         return model.eval()
 

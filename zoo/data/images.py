@@ -175,9 +175,10 @@ class Images(L.LightningDataModule):
         grey = True
         for rows in found.values():
             bare = rows.cast_column(image, datasets.Image(decode=False))
-            for row in bare.select(range(min(len(bare), 100))) if self.size else bare:
+            # A sample from all over the rows, which come class by class.
+            for row in bare.select(range(0, len(bare), -(-len(bare) // 1000))) if self.size and len(bare) else bare:
                 with _opened(row[image]) as picture:
-                    grey &= picture.mode in ("1", "L", "I;16", "LA")
+                    grey &= picture.mode in ("1", "L", "I", "I;16", "I;16B", "LA")
                     sizes[picture.size] = sizes.get(picture.size, 0) + 1
         if self.size is None and len(sizes) > 1:
             told = listing(f"{w} x {h}" for w, h in list(sizes)[:3])
@@ -307,7 +308,10 @@ class Pictures(Items[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         row = self.rows[number % len(self)]
         with _opened(row[self.image]) as picture:
-            cut = picture.convert(self.mode)
+            try:
+                cut = _eight_bits(picture).convert(self.mode)
+            except OSError as error:  # a header that is whole, and pixels that are not
+                raise ZooError(f"The image {row[self.image]['path'] or ''} cannot be read: {error}.") from error
             if self.scale:
                 height, width = self.shape
                 cut = cut.resize((width, height), Image.Resampling.BICUBIC, box=self._box(*cut.size, number))
@@ -336,6 +340,11 @@ def _opened(stored: dict[str, Any]) -> Image.Image:
         return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
     except (UnidentifiedImageError, OSError) as error:
         raise ZooError(f"The image {stored['path'] or ''} cannot be read: {error}.") from error
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A picture of 16 bits scaled to 8: PIL's own conversion cuts everything above 255 off."""
+    return picture.point(lambda value: value / 257, "L") if picture.mode.startswith("I") else picture
 
 
 def stratified(labels: Tensor, shares: dict[str, float], seed: int) -> dict[str, Tensor]:

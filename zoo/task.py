@@ -1,0 +1,218 @@
+"""What a task is: a network that is built when the data are known, optimized, saved and resumed.
+
+What a recipe leaves open (vocabulary, classes, image size) comes from the data and is then written into the checkpoint.
+Optimizer and schedule are injected. A checkpoint also holds the states of the random generators, so that a resumed run
+repeats the dropout of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+import zoo
+from zoo import checkpoints
+from zoo.errors import ZooError
+from zoo.layers import Trunk
+from zoo.position import PositionEncoding
+from zoo.schedules import Schedule
+
+
+class UnknownError(ZooError):
+    """Something that the data will tell has not been told yet."""
+
+
+class Task(LightningModule):
+    """What the tasks share: building the network, optimizing it, saving what it is.
+
+    Args:
+        optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings and encodings.
+        schedule: Factor on the learning rate over the steps (default: constant).
+        weights: Checkpoint whose weights the run starts from, with a fresh optimizer at step 0.
+        compile: Run the network under torch.compile.
+    """
+
+    network: nn.Module | None
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        weights: str | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.schedule, self.weights = optimizer, schedule, weights
+        self.compiled = compile
+        self.network = None
+        self.about: dict[str, Any] = {}
+        self.asked: dict[str, Any] | None = None
+        """The model and data sections of recipe and flags, where there were any; kept in the checkpoint."""
+        self.generators: dict[str, Any] | None = None
+
+    # What a subclass says.
+
+    def build(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The network, and the arguments that it was built from."""
+        raise NotImplementedError
+
+    def flops(self) -> int:
+        """Floating-point operations of forward and backward for one token (or image)."""
+        raise NotImplementedError
+
+    # Building.
+
+    def rehearse(self) -> None:
+        """Build the network without memory or data, so that a mistake in its numbers is told before anything long."""
+        try:
+            with torch.device("meta"):
+                self.build()
+        except (UnknownError, NotImplementedError, RuntimeError):
+            return  # the data will tell, or a plugin cannot be built without memory
+
+    @property
+    def trunk(self) -> Trunk:
+        """The part of the network that has the slots."""
+        return cast(Trunk, cast(nn.Module, self.network).trunk)
+
+    def known(self, name: str, given: Any) -> Any:
+        """`given`, or what the data say where a recipe leaves it open."""
+        if given is not None:
+            return given
+        source = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        value = getattr(source, name, None)
+        if value is None:
+            raise UnknownError(f"{type(self).__name__} needs `{name}`: set it, or train on data that tell it.")
+        return value
+
+    def configure_model(self) -> None:
+        if self.network is not None:
+            return
+        network, arguments = self.build()
+        self.network = network
+        slots = {
+            name: checkpoints.describe(getattr(self.trunk, name), arguments.get(name), group)
+            for name, group in checkpoints.SLOTS.items()
+        }
+        node = {
+            "class_path": f"{type(network).__module__}.{type(network).__qualname__}",
+            "init_args": {**arguments, **slots},
+        }
+        self.about = {
+            "format": checkpoints.FORMAT,
+            "zoo": zoo.__version__,
+            "task": type(self).__name__,
+            "network": node,
+            "plugins": checkpoints.owners(node),
+        }
+        if self.weights is not None:
+            source = checkpoints.read(self.weights)
+            checkpoints.fill(network, source.weights, self.weights)
+            self.about["parent"] = str(self.weights)
+        if self.compiled:
+            self.trunk.compile()  # what every step calls; the network's own forward is for people
+
+    def verify(self) -> None:
+        """Ask the kernel again, now that device and precision are known, before the first batch."""
+        kind = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+        precision = str(self.trainer.precision).split("-")[0]
+        self.trunk.check(
+            device=self.device.type,
+            dtype=kind.get(precision, torch.float32),
+            training=self.trainer.training,
+            mask=self.masks(),
+            extent=self.extent(),
+        )
+
+    def masks(self) -> frozenset[str]:
+        """Names of the mask's conditions."""
+        return frozenset()
+
+    def extent(self) -> int:
+        """Tokens of one example."""
+        raise NotImplementedError
+
+    def on_fit_start(self) -> None:
+        self.verify()
+
+    def finite(self, loss: Tensor) -> None:
+        """Stop with a sentence where a loss is no number: nothing after it would be."""
+        if not bool(loss.isfinite()):
+            raise ZooError(
+                f"The loss is {float(loss)} at step {self.trainer.global_step}. Nothing was saved since the last "
+                "checkpoint.   Try:  a smaller learning rate, or --trainer.gradient_clip_val 1"
+            )
+
+    def on_validation_start(self) -> None:
+        if not self.trainer.training:
+            self.verify()
+
+    def on_test_start(self) -> None:
+        self.verify()
+
+    # Optimizing.
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters in two groups: matrices, which decay, and all others, which do not."""
+        spared = {id(getattr(self.network, "prefix", None))}  # class and register tokens are embeddings too
+        for module in self.modules():
+            if isinstance(module, PositionEncoding | nn.Embedding):
+                spared |= {id(parameter) for parameter in module.parameters()}
+        wanted = [p for p in self.parameters() if p.requires_grad]
+        decays = [p for p in wanted if p.ndim >= 2 and id(p) not in spared]
+        rest = [p for p in wanted if p.ndim < 2 or id(p) in spared]
+        groups: list[dict[str, Any]] = [{"params": decays}, {"params": rest, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer(cast(Iterable[nn.Parameter], self.groups()))
+        except ValueError as error:
+            raise ZooError(f"The optimizer does not take its settings: {error}.") from None
+        if self.schedule is None:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            raise ZooError(
+                f"The schedule {type(self.schedule).__name__} spreads over all steps, and how many there will be is "
+                "not known (a stream has no length).   Try:  --trainer.max_steps N"
+            )
+        schedule, total = self.schedule, int(steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Saving and resuming.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {"steps": self.trainer.global_step, "epochs": self.trainer.current_epoch}
+        about = {**self.about, "asked": self.asked, "trained": trained}
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is not None and not isinstance(tokenizer, str):
+            about["tokenizer"] = tokenizer.describe()
+        checkpoint["zoo"] = about
+        checkpoint["generators"] = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "python": random.getstate(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.generators = checkpoint.get("generators")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.generators is None:
+            return
+        # Only now: set-up and sanity checks have drawn what an uninterrupted run did not.
+        torch.set_rng_state(self.generators["torch"].cpu())
+        if self.generators["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in self.generators["cuda"]])
+        version, state, gauss = self.generators["python"]
+        random.setstate((version, tuple(state), gauss))
+        self.generators = None
