@@ -96,7 +96,7 @@ class Release(Callback):
         keeper = trainer.checkpoint_callback
         if isinstance(keeper, ModelCheckpoint) and keeper.dirpath:
             # The last step is kept even where no validation fell on it.
-            trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt")
+            trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt", weights_only=False)
         self.release(trainer, pl_module)
 
     @rank_zero_only
@@ -154,6 +154,7 @@ def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: 
     network = about["network"]["init_args"]
     size = sum(parameter.numel() for parameter in cast(torch.nn.Module, task.network).parameters())
     data = getattr(getattr(trainer, "datamodule", None), "summary", "")
+    use = 'zoo generate PATH --prompt "def "' if "length" in network else "zoo fit --model.weights PATH"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
     trained, kind = about["trained"], about["network"]["class_path"].rpartition(".")[2]
     return f"""# A zoo checkpoint: {kind} with {network["position"]["class_path"]}
@@ -166,5 +167,6 @@ def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: 
 |---|---|
 {rows}
 
-`config.yaml` says what the model is, `model.safetensors` holds its weights.
+`config.yaml` says what the model is and how it was trained, `model.safetensors` holds its weights. To use it:
+`{use}`
 """

@@ -139,6 +139,12 @@ class Images(L.LightningDataModule):
         counts = listing(f"{len(cast(Any, items))} {part}" for part, items in self._parts.items())
         rank_zero_info(f"Images: {self.files or self.dataset}: {counts}; {self.classes} classes, {channels} x {shape}")
 
+    @property
+    def summary(self) -> str:
+        """One line about the data, for a card."""
+        counts = listing(f"{len(cast(Any, items))} {part}" for part, items in self._parts.items())
+        return f"Images: {self.files or self.dataset or 'the digits of scikit-learn'}: {counts}."
+
     def _load(self) -> tuple[dict[str, datasets.Dataset], str, str]:
         """The data set's parts under our names, and its columns of images and labels, known by their types."""
         if self.files:

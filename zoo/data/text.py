@@ -122,6 +122,11 @@ class Text(L.LightningDataModule):
         """How many numbers there are, the end included; before a bpe is trained, the size asked for."""
         return self.size if self._tokenizer is None and self.given == "bpe" else self.tokenizer.vocabulary
 
+    @property
+    def summary(self) -> str:
+        """One line about the data, for a card."""
+        return f"Text: {self._corpus.origin}, digest {self._corpus.digest}; tokenizer {self.tokenizer.name}."
+
     # What is on disk
 
     def prepare_data(self) -> None:
