@@ -96,6 +96,24 @@ def test_plugins_lists_what_is_installed(capsys):
     assert all(cell["works"] or cell["reasons"] for cell in matrix)
 
 
+def test_the_matrix_says_each_reason_once(capsys):
+    text = zoo("plugins", "--matrix", capsys=capsys).out
+    notes = text.partition("why not:")[2].strip().splitlines()
+    assert len([note for note in notes if note.strip().startswith("ALiBi")]) == 1
+
+
+def test_a_reader_that_leaves_is_no_error():
+    line = f"{sys.executable} -c 'from zoo.cli import main; main()' plugins --matrix | head -n 1"
+    told = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in told.stderr
+
+
+def test_a_rehearsal_leaves_nothing(place, tmp_path):
+    flags = [f"--data.files={place / 'texts'}", f"--data.cache={place / 'cache'}", "--trainer.fast_dev_run=1"]
+    zoo("fit", *TINY, *flags, f"--trainer.default_root_dir={tmp_path}")
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_a_checkpoint_says_what_it_is(trained, folder):
     content = lightning.load(trained)["zoo"]
     network = content["network"]

@@ -94,6 +94,8 @@ class Release(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         keeper = trainer.checkpoint_callback
+        if getattr(trainer, "fast_dev_run", False):
+            return
         if isinstance(keeper, ModelCheckpoint) and keeper.dirpath:
             # The last step is kept even where no validation fell on it.
             trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt", weights_only=False)

@@ -51,17 +51,17 @@ def main() -> None:
     except ZooError as error:
         print(f"zoo: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"zoo: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("zoo: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `zoo plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"zoo: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run(argv: list[str]) -> None:

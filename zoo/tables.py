@@ -13,7 +13,6 @@ from typing import Any
 from zoo import plugins
 from zoo.bias import rung
 from zoo.errors import ZooError
-from zoo.kernel import Auto
 from zoo.matrix import GEOMETRY, Cell, places
 from zoo.matrix import matrix as cells
 
@@ -93,11 +92,16 @@ def matrix() -> tuple[list[dict[str, Any]], str]:
         f"{title}\n{grid([cell for cell in found if cell.axes == axes])}"
         for axes, title in ((1, "decoder (text)"), (2, "vision transformer (images)"))
     )
-    reasons = dict.fromkeys(
-        f"{cell.position} x {cell.kernel}: {reason}" if cell.kernel != Auto.__name__ else f"{cell.position}: {reason}"
-        for cell in found
-        for reason in cell.reasons[:1]
-    )
+    pairs: dict[str, list[Cell]] = {}
+    for cell in found:
+        for reason in cell.reasons[:1]:
+            pairs.setdefault(reason, []).append(cell)
+    kernels = len({cell.kernel for cell in found})
+    reasons = [
+        # What an encoding refuses by itself is said once, not once a kernel.
+        f"{refused[0].position}{'' if len(refused) >= kernels else f' x {refused[0].kernel}'}: {reason}"
+        for reason, refused in pairs.items()
+    ]
     notes = "\n".join(f"  {reason}" for reason in reasons)
     return document, f"{text}\n\nwhy not:\n{notes}" if notes else text
 

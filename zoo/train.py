@@ -97,9 +97,12 @@ class CLI(LightningCLI):
         given = self._get(self.config_init, "trainer").get("plugins") or []
         given = given if isinstance(given, list) else [given]
         try:
-            return super().instantiate_trainer(plugins=[*given, WholeCheckpoints()], **kwargs)
+            trainer = super().instantiate_trainer(plugins=[*given, WholeCheckpoints()], **kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise ZooError(f"The trainer section does not fit: {error}") from None
+        if getattr(trainer, "fast_dev_run", False):  # ModelCheckpoint would save at the end of a rehearsal too
+            trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, ModelCheckpoint)]
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         sections = self.config[self.subcommand]
