@@ -101,7 +101,8 @@ class CLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             raise ZooError(f"The trainer section does not fit: {error}") from None
         if getattr(trainer, "fast_dev_run", False):  # ModelCheckpoint would save at the end of a rehearsal too
-            trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, ModelCheckpoint)]
+            kept = [one for one in trainer.callbacks if not isinstance(one, ModelCheckpoint)]  # type: ignore[attr-defined]
+            trainer.callbacks = kept  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:
