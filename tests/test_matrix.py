@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from zoo import plugins
+from zoo.auto import Auto
 from zoo.bias import Dense, Logits, Slopes, Toeplitz
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
-from zoo.kernel import Auto, Eager, Request
+from zoo.kernel import Eager, Request
 from zoo.matrix import GEOMETRY, GRID, Cell, agree, matrix, objections, request
 from zoo.position import Encoding, PositionEncoding
 from zoo.vit import ViT

@@ -1,4 +1,4 @@
-"""The contract of attention kernels: masks, requests and refusals, Eager (the definition) and Auto (the choice).
+"""The contract of attention kernels: masks, requests and refusals, and Eager, which defines attention.
 
 A kernel computes a form: a score and a normaliser. Eager, SDPA, Tiled, Flex and Flash are implementations of one form,
 softmax of the dot product, and Eager is its definition; a kernel of another form overrides `reference`. A kernel says
@@ -8,20 +8,16 @@ Tensors are [batch, heads, tokens, width]. Masks speak of buffer indices, biases
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo import plugins
 from zoo.bias import Bias, Logits, carries, rung
 from zoo.errors import ZooError
 from zoo.position import Geometry
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +31,7 @@ class Mask:
         documents: [batch, keys] numbers; only keys of the query's own document are seen.
         padding: [batch] left padding; these keys are hidden.
         sinks: The first keys after the padding, which the window does not hide.
+        null: Keys before all others, and as many queries, that are no tokens: the keys are seen by every query.
         memo: Where a kernel keeps what all layers share; nothing in it may want a gradient.
     """
 
@@ -44,6 +41,7 @@ class Mask:
     documents: Tensor | None = None
     padding: Tensor | None = None
     sinks: int = 0
+    null: int = 0
     memo: dict[object, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -54,7 +52,7 @@ class Mask:
 
     def value(self, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Whether query i sees key j in batch row b: elementwise, for FlexAttention and for `block` alike."""
-        i = i + self.offset
+        i, j = i + self.offset - self.null, j - self.null
         seen = i == i if not self.kinds else None
         if self.causal:
             seen = j <= i
@@ -64,13 +62,14 @@ class Mask:
                 near = near | (j < self.sinks + (self.padding[b] if self.padding is not None else 0))
             seen = near if seen is None else seen & near
         if self.documents is not None:
-            same = self.documents[b, i] == self.documents[b, j]
+            n, m = (x.clamp(min=0) for x in (i, j)) if self.null else (i, j)
+            same = self.documents[b, n] == self.documents[b, m]
             seen = same if seen is None else seen & same
         if self.padding is not None:
             real = j >= self.padding[b]
             seen = real if seen is None else seen & real
         assert seen is not None
-        return seen
+        return seen | (j < 0) if self.null else seen
 
     def block(self, rows: slice, columns: slice, device: torch.device) -> Tensor | None:
         """[batch or 1, 1, rows, columns] of bool, or None where all is seen."""
@@ -84,7 +83,7 @@ class Mask:
     def columns(self, rows: slice, keys: int) -> slice:
         """The keys outside which none of the rows sees anything, as far as causality and the window say."""
         start, stop = 0, rows.stop + self.offset if self.causal else keys
-        if self.window is not None and not self.sinks:
+        if self.window is not None and not self.sinks and not self.null:
             start = rows.start + self.offset - self.window + 1
             stop = min(stop, rows.stop + self.offset + self.window - 1)
         stop = min(stop, keys)
@@ -127,6 +126,8 @@ class Request:
         rung: Rung of the bias, or None.
         mask: Names of the mask's conditions: causal, window, document, padding.
         rotation: Whether queries and keys are rotated.
+        isometric: Whether that keeps their norms.
+        scaled: Whether each query has a factor of its own on its logits.
         head_dim: Width of queries and keys.
         value_dim: Width of values.
         device: "cpu", "cuda", ...
@@ -139,6 +140,8 @@ class Request:
     rung: type[Bias] | None = None
     mask: frozenset[str] = frozenset({"causal"})
     rotation: bool = False
+    isometric: bool = True
+    scaled: bool = False
     head_dim: int = 64
     value_dim: int = 64
     device: str | None = None
@@ -202,79 +205,3 @@ class Eager(Kernel):
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
     ) -> Tensor:
         return self.reference(q, k, v, bias=bias, mask=mask, scale=scale)
-
-
-DENSE = 2**25
-"""Logits of one example (128 MiB in float32) up to which Auto lets a kernel hold the bias densely."""
-
-
-class Auto(Kernel):
-    """The fastest installed kernel of the softmax form that serves the request, chosen when the request is known.
-
-    It logs its choice once and says why faster kernels were passed over. Order: without a bias SDPA; with one, on CUDA,
-    Flex, then SDPA; elsewhere SDPA while the bias is small and fixed, else Tiled; Eager last.
-    """
-
-    fuses = Logits
-
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__(geometry)
-        self.kernels: dict[tuple[object, ...], Kernel] = {}
-        """What was chosen, by all that a choice depends on."""
-
-    @staticmethod
-    def order(request: Request) -> tuple[str, ...]:
-        """Names of kernels, the fastest first."""
-        if request.rung is None and request.mask <= {"causal"}:
-            return "SDPA", "Tiled", "Eager"
-        if request.device == "cuda":
-            return "Flex", "SDPA", "Tiled", "Eager"
-        small = (request.size or 0) <= DENSE and not request.learned
-        return ("SDPA", "Tiled", "Eager") if small else ("Tiled", "SDPA", "Eager")
-
-    def choose(self, request: Request) -> Kernel:
-        """The kernel for a request; a sentence where none serves it."""
-        passed: list[str] = []
-        for name in self.order(request):
-            try:
-                kernel = plugins.load("zoo.kernels", name)(self.geometry)
-            except ZooError as error:
-                passed.append(f"{name}: {error}")
-                continue
-            reasons = kernel.refuses(request)
-            if not carries(kernel.fuses, request.rung):
-                reasons = [f"does not carry a {request.rung.__name__} bias" if request.rung else "", *reasons]
-            if not reasons:
-                say(f"kernel: Auto chose {name} on {request.device}" + "".join(f"; not {line}" for line in passed))
-                return kernel
-            passed.append(f"{name} ({reasons[0].rstrip('.')})")
-        raise ZooError("No installed kernel serves this model. " + " ".join(f"Not {line}." for line in passed))
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
-    ) -> Tensor:
-        mask = mask or Mask()
-        size, training = q.shape[1] * q.shape[2] * k.shape[2], torch.is_grad_enabled() and q.requires_grad
-        learned = torch.is_grad_enabled() and bias is not None and any(t.requires_grad for t in bias.tensors)
-        # A tuple is cheaper than a request, and this happens for every token.
-        key = type(bias), mask.kinds, q.shape[-1], v.shape[-1], q.device, q.dtype, training, learned, size > DENSE
-        if key not in self.kernels:
-            request = Request(
-                rung=rung(bias),
-                mask=mask.kinds,
-                head_dim=q.shape[-1],
-                value_dim=v.shape[-1],
-                device=q.device.type,
-                dtype=q.dtype,
-                training=training,
-                learned=learned,
-                size=size,
-            )
-            self.kernels[key] = self.choose(request)
-        return self.kernels[key](q, k, v, bias=bias, mask=mask, scale=scale)
-
-
-@cache
-def say(line: str) -> None:
-    """Log a line once, however many blocks and steps repeat it."""
-    log.info(line)

@@ -17,9 +17,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from zoo import plugins
+from zoo.auto import Auto
 from zoo.cache import Cache
 from zoo.errors import ZooError
-from zoo.kernel import Auto, Kernel, Mask, Request
+from zoo.kernel import Kernel, Mask
 from zoo.matrix import agree, places
 from zoo.position import Encoding, Geometry, PositionEncoding
 
@@ -390,4 +391,4 @@ def shape(
     )
 
 
-__all__ = ["Attention", "Block", "FeedForward", "Linear", "Request", "Trunk"]
+__all__ = ["Attention", "Block", "FeedForward", "Linear", "Trunk"]

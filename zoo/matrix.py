@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from zoo import plugins
+from zoo.auto import Auto
 from zoo.bias import Bias, carries, rung
 from zoo.errors import ZooError, listing
-from zoo.kernel import Auto, Kernel, Request
+from zoo.kernel import Kernel, Request
 from zoo.position import Encoding, Geometry, PositionEncoding
 
 GEOMETRY = Geometry(dim=64, heads=4, kv_heads=4, head_dim=16, length=(64,))
@@ -38,10 +39,13 @@ def request(position: PositionEncoding, **known: Any) -> Request:
     """What a model with this encoding asks of its kernel."""
     geometry, encoding = position.geometry, places(position)
     known.setdefault("mask", frozenset({"causal"} if geometry.causal else ()))
+    rotation = encoding.rotation
     return Request(
         rung=rung(encoding.bias),
-        rotation=encoding.rotation is not None,
-        head_dim=geometry.head_dim,
+        rotation=rotation is not None,
+        isometric=rotation is None or rotation.isometric,
+        scaled=isinstance(encoding.scale, torch.Tensor),
+        head_dim=rotation.width(geometry.head_dim) if rotation is not None else geometry.head_dim,
         value_dim=geometry.head_dim,
         **known,
     )

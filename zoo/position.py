@@ -84,6 +84,7 @@ class Rotation:
         factor: Attention factor, already multiplied into `cos` and `sin`.
         interleaved: Pairs are channels (2t, 2t + 1) instead of (t, t + pairs).
         prefix: Leading tokens that are left as they are.
+        isometric: Whether norms stay as they are; kernels that compare norms ask.
     """
 
     cos: Tensor
@@ -92,6 +93,11 @@ class Rotation:
     factor: float = 1.0
     interleaved: bool = False
     prefix: int = 0
+    isometric: bool = True
+
+    def width(self, head_dim: int) -> int:
+        """Channels that come out where `head_dim` go in."""
+        return head_dim
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:

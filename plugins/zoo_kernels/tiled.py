@@ -4,7 +4,7 @@ A block of queries meets whole rows of keys, so a softmax needs no running maxim
 would see in Eager. Nothing of size N x N outlives its block: backward computes the block again. Three decisions:
 
 - The softmax's gradient is written out (two fused passes, five matrix products); autograd recomputes only what makes
-  the bias. A map of the logits (CoPE, DAPE) is recomputed by autograd as a whole.
+  the bias. A map of the logits (CoPE, DAPE) is recomputed by autograd as a whole (`zoo_kernels.rows`).
 - Where positions count up by one, as they nearly always do, slopes and tables depend on j - i only, and so do causality
   and the window. All of it becomes one vector per head, the profile. Rows of a block are taken in reverse: then the
   block of the profile is a view of it (`unfold`) and its gradient a sum along diagonals, without an index or an atomic.
@@ -15,7 +15,6 @@ would see in Eager. Nothing of size N x N outlives its block: backward computes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +23,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from zoo.kernel import Kernel, Mask, attend
+from zoo.kernel import Kernel, Mask
 from zoo.position import Bias, Geometry, Logits, Slopes, Toeplitz
-
-settings: Any = torch.utils.deterministic
+from zoo_kernels.rows import blocks, exact, ordered, rowwise
 
 
 class Tiled(Kernel):
@@ -60,7 +58,7 @@ def tiled(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, mask: Mask, scale:
     """Attention by blocks; see `Tiled`."""
     with torch.autocast(q.device.type, enabled=False):
         if isinstance(bias, Logits):
-            return Recomputed.apply(q, k, v, Job(bias.replace(), mask, scale, block), *bias.tensors)
+            return rowwise(q, k, v, bias=bias, mask=mask, scale=scale, block=block)
         line = profile(bias, mask, q.shape[2], k.shape[2], q.device) if weavable(mask, q.shape[2], k.shape[2]) else None
         if line is not None:
             return Additive.apply(q, k, v, Job(None, mask, scale, block, woven=True), line)
@@ -89,11 +87,7 @@ class Job:
 
     def blocks(self, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of each block that has anything to see."""
-        for start in range(0, queries, self.block):
-            rows = slice(start, min(start + self.block, queries))
-            columns = self.mask.columns(rows, keys)
-            if columns.stop > columns.start:
-                yield rows, columns
+        return blocks(self.mask, queries, keys, self.block)
 
     def take(self, x: Tensor, rows: slice, groups: int, kind: torch.dtype) -> Tensor:
         """Rows of [batch, heads, queries, width] as [batch x groups, heads of a group x rows, width]."""
@@ -227,75 +221,6 @@ class Additive(torch.autograd.Function):
         return dq, dk, dv, None, *into
 
 
-class Recomputed(torch.autograd.Function):
-    """Attention with a map of the logits; backward runs each block again under autograd."""
-
-    @staticmethod
-    def part(q: Tensor, k: Tensor, v: Tensor, job: Job, tensors: Sequence[Tensor], rows: slice, stop: int) -> Tensor:
-        """One block of the output; a map sees its columns from the first on."""
-        visible = job.mask.block(rows, slice(0, stop), q.device)
-        assert job.bias is not None
-        return attend(q, k, v, job.bias.replace(*tensors), visible, job.scale, rows)
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, job: Job, *tensors: Tensor) -> Tensor:
-        ctx.job = job
-        ctx.save_for_backward(q, k, v, *tensors)
-        out = q.new_zeros(*q.shape[:3], v.shape[-1])
-        for rows, columns in job.blocks(q.shape[2], k.shape[2]):
-            stop = columns.stop
-            out[:, :, rows] = Recomputed.part(q[:, :, rows], k[:, :, :stop], v[:, :, :stop], job, tensors, rows, stop)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, down: Tensor) -> tuple[Tensor | None, ...]:
-        job, saved = ctx.job, ctx.saved_tensors
-        needs = [need for place, need in enumerate(ctx.needs_input_grad) if place != 3]
-        into = [torch.zeros_like(t, dtype=exact(t)) if need else None for t, need in zip(saved, needs, strict=True)]
-        with torch.autocast(down.device.type, enabled=False):
-            for rows, columns in job.blocks(saved[0].shape[2], saved[1].shape[2]):
-                # Where each of q, k, v is cut; the tensors of the bias are used whole.
-                places = [rows, slice(0, columns.stop), slice(0, columns.stop)]
-                with torch.enable_grad():
-                    leaves = [
-                        (t.detach() if n > 2 else t.detach()[:, :, places[n]]).requires_grad_(needs[n])
-                        for n, t in enumerate(saved)
-                    ]
-                    q, k, v, *tensors = leaves
-                    out = Recomputed.part(q, k, v, job, tensors, rows, columns.stop)
-                wanted = [leaf for leaf in leaves if leaf.requires_grad]
-                with ordered():
-                    found = iter(torch.autograd.grad(out, wanted, down[:, :, rows], allow_unused=True))
-                for n, part in enumerate(into):
-                    if part is not None and (more := next(found)) is not None:
-                        target = part if n > 2 else part[:, :, places[n]]
-                        target += more
-        grads = [part.to(t.dtype) if part is not None else None for part, t in zip(into, saved, strict=True)]
-        return *grads[:3], None, *grads[3:]
-
-
-def exact(x: Tensor) -> torch.dtype:
-    """The type of the arithmetic: float32, or float64 where the input is."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-@contextmanager
-def ordered() -> Iterator[None]:
-    """Sums in a fixed order: the gradient of a look-up is otherwise summed by atomic additions, on the CPU too."""
-    if torch.are_deterministic_algorithms_enabled():
-        yield
-        return
-    fill = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    settings.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        settings.fill_uninitialized_memory = fill
-
-
 class Scratch:
     """One allocation from which every block's logits are cut: fresh pages would cost more than the arithmetic."""
 
@@ -339,7 +264,7 @@ def diagonals(x: Tensor) -> Tensor:
 
 def weavable(mask: Mask, queries: int, keys: int) -> bool:
     """Whether the mask depends on j - i only and leaves no row without a key."""
-    if not mask.kinds <= {"causal", "window"} or (mask.sinks and mask.window is not None):
+    if not mask.kinds <= {"causal", "window"} or mask.null or (mask.sinks and mask.window is not None):
         return False
     return mask.window is None or (mask.window > 0 and queries + mask.offset - mask.window < keys)
 

@@ -7,9 +7,10 @@ import logging
 import pytest
 import torch
 
-from zoo import kernel as contract
+from zoo import auto as choice
+from zoo.auto import DENSE, Auto
 from zoo.errors import ZooError
-from zoo.kernel import DENSE, Auto, Eager, Kernel, Request
+from zoo.kernel import Eager, Kernel, Request
 from zoo.position import Logits, Pointwise, Slopes, Toeplitz
 
 
@@ -42,7 +43,7 @@ def test_on_cuda_flex_comes_first():
 
 
 def test_it_says_why_faster_kernels_were_passed_over(geometry, caplog):
-    contract.say.cache_clear()
+    choice.say.cache_clear()
     with caplog.at_level(logging.INFO):
         Auto(geometry).choose(Request(device="cpu", rung=Logits, size=1))
     assert "Auto chose Tiled on cpu; not SDPA (does not carry a Logits bias)" in caplog.text
@@ -55,7 +56,7 @@ def test_nothing_serves(geometry, monkeypatch):
         def refuses(self, request: Request) -> list[str]:
             return ["It is Sunday."]
 
-    monkeypatch.setattr(contract.plugins, "load", lambda group, name: Fussy)
+    monkeypatch.setattr(choice.plugins, "load", lambda group, name: Fussy)
     with pytest.raises(ZooError, match=r"No installed kernel serves this model.*Not SDPA \(It is Sunday\)"):
         Auto(geometry).choose(Request(device="cpu"))
 

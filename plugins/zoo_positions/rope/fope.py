@@ -217,7 +217,8 @@ class FoPE(Waves):
         rest = self.geometry.head_dim // 2 - coefs.shape[-1]
         cos = functional.pad(table[0], (0, rest), value=1.0)
         sin = functional.pad(table[1], (0, rest), value=1.0 if self.padding == "diagonal" else 0.0)
-        return Encoding(rotation=Rotation(cos, sin, self.frequencies, prefix=self.geometry.prefix))
+        prefix, own = self.geometry.prefix, self.frequencies
+        return Encoding(rotation=Rotation(cos, sin, own, prefix=prefix, isometric=False))
 
 
 @cache

@@ -1,0 +1,92 @@
+"""Auto: the kernel that chooses among the installed kernels of the softmax form when the request is known."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from zoo import plugins
+from zoo.bias import Bias, Logits, carries, rung
+from zoo.errors import ZooError
+from zoo.kernel import Kernel, Mask, Request
+from zoo.position import Geometry
+
+log = logging.getLogger(__name__)
+
+DENSE = 2**25
+"""Logits of one example (128 MiB in float32) up to which Auto lets a kernel hold the bias densely."""
+
+
+class Auto(Kernel):
+    """The fastest installed kernel of the softmax form that serves the request, chosen when the request is known.
+
+    It logs its choice once and says why faster kernels were passed over. Order: without a bias SDPA; with one, on CUDA,
+    Flex, then SDPA; elsewhere SDPA while the bias is small and fixed, else Tiled; Eager last.
+    """
+
+    fuses = Logits
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
+        self.kernels: dict[tuple[object, ...], Kernel] = {}
+        """What was chosen, by all that a choice depends on."""
+
+    @staticmethod
+    def order(request: Request) -> tuple[str, ...]:
+        """Names of kernels, the fastest first."""
+        if request.rung is None and request.mask <= {"causal"}:
+            return "SDPA", "Tiled", "Eager"
+        if request.device == "cuda":
+            return "Flex", "SDPA", "Tiled", "Eager"
+        small = (request.size or 0) <= DENSE and not request.learned
+        return ("SDPA", "Tiled", "Eager") if small else ("Tiled", "SDPA", "Eager")
+
+    def choose(self, request: Request) -> Kernel:
+        """The kernel for a request; a sentence where none serves it."""
+        passed: list[str] = []
+        for name in self.order(request):
+            try:
+                kernel = plugins.load("zoo.kernels", name)(self.geometry)
+            except ZooError as error:
+                passed.append(f"{name}: {error}")
+                continue
+            reasons = kernel.refuses(request)
+            if not carries(kernel.fuses, request.rung):
+                reasons = [f"does not carry a {request.rung.__name__} bias" if request.rung else "", *reasons]
+            if not reasons:
+                say(f"kernel: Auto chose {name} on {request.device}" + "".join(f"; not {line}" for line in passed))
+                return kernel
+            passed.append(f"{name} ({reasons[0].rstrip('.')})")
+        raise ZooError("No installed kernel serves this model. " + " ".join(f"Not {line}." for line in passed))
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
+    ) -> Tensor:
+        mask = mask or Mask()
+        size, training = q.shape[1] * q.shape[2] * k.shape[2], torch.is_grad_enabled() and q.requires_grad
+        learned = torch.is_grad_enabled() and bias is not None and any(t.requires_grad for t in bias.tensors)
+        # A tuple is cheaper than a request, and this happens for every token.
+        key = type(bias), mask.kinds, q.shape[-1], v.shape[-1], q.device, q.dtype, training, learned, size > DENSE
+        if key not in self.kernels:
+            request = Request(
+                rung=rung(bias),
+                mask=mask.kinds,
+                head_dim=q.shape[-1],
+                value_dim=v.shape[-1],
+                device=q.device.type,
+                dtype=q.dtype,
+                training=training,
+                learned=learned,
+                size=size,
+            )
+            self.kernels[key] = self.choose(request)
+        return self.kernels[key](q, k, v, bias=bias, mask=mask, scale=scale)
+
+
+@cache
+def say(line: str) -> None:
+    """Log a line once, however many blocks and steps repeat it."""
+    log.info(line)
