@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from zoo import plugins
 from zoo.cache import Cache
 from zoo.decoder import Decoder, restart
 from zoo.errors import ZooError
 from zoo.generate import choose, generate, stream
+from zoo.kernel import Eager, Mask
+from zoo.position import Encoding
 from zoo.vit import ViT, grid
 
 OPTIONS = [
@@ -22,6 +25,8 @@ OPTIONS = [
     {"norm_at": "after", "qk_norm": "width", "kv_heads": 2},
     {"qk_norm": "head", "kv_heads": 1, "head_dim": 16, "tied": False, "head_bias": True},
     {"feed_forward": "GELU-tanh", "window": 3},
+    {"window": 3, "sinks": 2},
+    {"window": 3, "nope_every": 2},
 ]
 
 
@@ -58,6 +63,89 @@ def test_a_window_sees_so_many_tokens():
     same = (model(tokens) - model(other)).abs().amax(-1)[0] < 1e-6
     assert not same[:5].any(), "two layers of window 3 reach four tokens back"
     assert same[5:].all()
+
+
+def reach(model, tokens):
+    """[tokens] of bool: which of them read the first one."""
+    other = tokens.clone()
+    other[:, 0] = (other[:, 0] + 1) % 40
+    return (model(tokens) - model(other)).abs().amax(-1)[0] > 1e-6
+
+
+def test_sinks_are_seen_from_behind_the_window():
+    tokens = torch.randint(0, 40, (1, 12))
+    assert reach(decoder(window=3, sinks=1), tokens).all()
+    assert not reach(decoder(window=3), tokens)[5:].any()
+
+
+def test_sinks_of_packed_documents_are_refused():
+    with pytest.raises(ZooError, match="sinks of packed documents"):
+        decoder(window=3, sinks=1)(torch.zeros(1, 4, dtype=torch.long), documents=torch.zeros(1, 4))
+
+
+def test_layers_without_positions_have_no_window_either():
+    tokens = torch.randint(0, 40, (1, 12))
+    assert reach(decoder(window=3, nope_every=2), tokens).all()
+
+
+@pytest.mark.parametrize("position", ["RoPE", "FoPE"])
+def test_every_kth_layer_has_no_positions(position):
+    """By hand: the blocks of the model, run one by one, with what is claimed of each."""
+    kind = plugins.load("zoo.positions", position)
+    arguments = {"dialect": "paper"} if position == "FoPE" else {}  # a module per layer
+    torch.manual_seed(0)
+    model = Decoder(
+        vocabulary=40,
+        length=24,
+        dim=32,
+        layers=5,
+        heads=4,
+        window=3,
+        nope_every=2,
+        position=lambda geometry: kind(geometry, **arguments),
+        kernel=Eager,
+    )
+    tokens = torch.randint(0, 40, (1, 12))
+    at, x = torch.arange(12.0).view(-1, 1), model.embedding(tokens)
+    for number, block in enumerate(model.trunk.blocks):
+        own = model.trunk.positions[number if position == "FoPE" else 0]
+        bare = number in (1, 3)
+        x = block(x, Encoding() if bare else own(at, at, 12), Mask(causal=True, window=None if bare else 3))
+    torch.testing.assert_close(model.hidden(tokens), model.trunk.norm(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"nope_every": 1}, "nope_every 1 cannot spare .* counts layers from 2 on"),
+        ({"nope_every": 4, "position": plugins.load("zoo.positions", "Learned")}, "an embedding is added before"),
+        ({"sinks": 4}, "the window is None.*model.window"),
+        ({"sinks": -1, "window": 4}, "sinks -1"),
+        ({"window": 0}, "A window holds at least"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, sentence):
+    with pytest.raises(ZooError, match=sentence):
+        decoder(**options)
+
+
+def test_positions_may_be_told():
+    model, tokens = decoder(), torch.randint(0, 40, (2, 12))
+    plain = model(tokens)
+    assert torch.equal(model(tokens, positions=torch.arange(12)), plain)
+    spread = torch.tensor([0, 1, 5, 6, 9, 20, 31, 32, 33, 40, 50, 63])
+    wide = model(tokens, positions=spread, extent=64)
+    assert not torch.allclose(wide, plain, atol=1e-4)
+    rows = torch.stack((spread, torch.arange(12)))
+    both = model(tokens, positions=rows, extent=64)
+    assert torch.allclose(both[0], wide[0], atol=1e-5)
+    assert torch.allclose(both[1], plain[1], atol=1e-5)
+    cache = Cache(64)
+    parts = [
+        model(tokens[:, :7], cache=cache, positions=spread[:7]),
+        model(tokens[:, 7:], cache=cache, positions=spread),
+    ]
+    assert torch.allclose(torch.cat(parts, 1), wide, atol=1e-5)
 
 
 def test_left_padding_changes_nothing():

@@ -107,6 +107,60 @@ def test_perplexity_is_the_exponential_of_the_mean_loss():
     assert shown == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-5)
 
 
+class Watch(torch.nn.Module):
+    """Stands for the network and keeps what it is told."""
+
+    def hidden(self, tokens, **context):
+        self.context = context
+        return tokens
+
+
+def test_random_positions_are_sorted_differ_and_are_drawn_anew_in_training_only():
+    task, data = language_model(random_positions=100), batch()
+    task.network = Watch()
+    draws = []
+    for _ in range(2):
+        task.read(data)
+        drawn = task.network.context["positions"]
+        assert drawn.shape == (16,)
+        assert (drawn.diff() > 0).all()
+        assert 0 <= drawn.min() <= drawn.max() < 100
+        assert task.network.context["extent"] == 100
+        draws.append(drawn)
+    assert not torch.equal(*draws)
+    task.eval()
+    task.read(data)
+    assert not task.network.context
+
+
+def test_random_positions_start_anew_in_each_document():
+    documents = torch.zeros(4, 17, dtype=torch.int32)
+    documents[:, 6:] = 1
+    task = language_model(random_positions=100, within_documents=True)
+    task.network = Watch()
+    task.read(batch(documents=documents))
+    rows = task.network.context["positions"]
+    assert rows.shape == (4, 16)
+    assert torch.equal(rows[:, 6:12], rows[:, :6])
+
+
+def test_random_positions_need_room_and_an_encoding_that_reaches_them():
+    with pytest.raises(ZooError, match=r"below 8.*random_positions 64"):
+        language_model(random_positions=8)
+    task = language_model(random_positions=64, position=plugins.load("zoo.positions", "Learned"))
+    with pytest.raises(ZooError, match="Learned"):
+        task.configure_model()
+
+
+def test_random_positions_train():
+    torch.manual_seed(0)
+    task = language_model(random_positions=64)
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", logger=False, max_steps=3, **silent)
+    trainer.fit(task, DataLoader([batch()] * 3, batch_size=None))
+    assert float(trainer.callback_metrics["train/loss"]) < math.log(50) + 1
+
+
 def test_within_documents_is_each_document_alone():
     documents = torch.tensor([[0] * 6 + [1] * 11], dtype=torch.int32)
     data = batch(1, documents)

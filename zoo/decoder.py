@@ -15,7 +15,8 @@ from torch.nn import functional
 from zoo.cache import Cache
 from zoo.errors import ZooError
 from zoo.kernel import Mask
-from zoo.layers import Linear, Trunk
+from zoo.layers import Linear
+from zoo.trunk import Trunk
 
 
 class Decoder(nn.Module):
@@ -27,6 +28,7 @@ class Decoder(nn.Module):
         tied: One matrix embeds tokens and reads them out.
         head_bias: A bias on the read-out.
         window: A token sees only this many tokens back, itself included (default: all).
+        sinks: The first tokens of a sequence, which the window does not hide (StreamingLLM, arXiv:2309.17453).
         **trunk: The blocks, the position encoding and the kernel.
     """
 
@@ -38,14 +40,20 @@ class Decoder(nn.Module):
         tied: bool = True,
         head_bias: bool = False,
         window: int | None = None,
+        sinks: int = 0,
         **trunk: Any,
     ) -> None:
         super().__init__()
         if window is not None and window < 1:
             raise ZooError(f"A window holds at least the token itself: 1 or more, and got {window}.")
+        if sinks < 0 or (sinks and window is None):
+            raise ZooError(
+                f"sinks {sinks} says how many first tokens a window spares, 0 or more, and the window is {window}."
+                "   Try:  --model.window 256 --model.sinks 4"
+            )
         self.trunk = Trunk(length=(length,), prefix=0, causal=True, **trunk)
         dim, std = self.trunk.geometry.dim, trunk.get("std", 0.02)
-        self.length, self.window = length, window
+        self.length, self.window, self.sinks = length, window, sinks
         self.embedding = nn.Embedding(vocabulary, dim)
         nn.init.normal_(self.embedding.weight, std=std)
         self.head = Linear(dim, vocabulary, bias=head_bias)
@@ -66,6 +74,7 @@ class Decoder(nn.Module):
         padding: Tensor | None = None,
         cache: Cache | None = None,
         extent: int | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [batch, tokens, dim] after the last norm.
 
@@ -76,16 +85,24 @@ class Decoder(nn.Module):
             padding: [batch], tokens of padding to the left of each row, which have no position and are not seen.
             cache: Of earlier tokens.
             extent: Final length of the request (default: the cache's capacity, or the tokens at hand).
+            positions: [tokens] or [batch, tokens] of those in the cache and those at hand, whole numbers below `extent`
+                (default: counted from 0, after the padding, anew in each document).
         """
+        if documents is not None and self.sinks:
+            raise ZooError("The sinks of packed documents would be those of the first one. Leave sinks at 0 here.")
         past, count = cache.length if cache else 0, tokens.shape[1]
         extent = extent or (cache.capacity if cache else count)
         index = torch.arange(past + count, device=tokens.device)
         keys = index.float()
-        if documents is not None:
+        if positions is not None:
+            keys = positions.float()
+        elif documents is not None:
             keys = restart(documents).float()
         elif padding is not None:
             keys = (index - padding[:, None]).clamp(min=0).float()
-        mask = Mask(causal=True, offset=past, window=self.window, documents=documents, padding=padding)
+        mask = Mask(
+            causal=True, offset=past, window=self.window, documents=documents, padding=padding, sinks=self.sinks
+        )
         return self.trunk(self.embedding(tokens), keys[..., past:, None], keys[..., None], extent, mask, cache)
 
 

@@ -21,7 +21,7 @@ from zoo import plugins
 from zoo.checkpoints import SLOTS
 from zoo.decoder import Decoder
 from zoo.errors import ZooError, listing, near
-from zoo.layers import Trunk
+from zoo.trunk import Trunk
 from zoo.vit import ViT
 
 KINDS = {

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import zoo
 from zoo import checkpoints
 from zoo.errors import ZooError
-from zoo.layers import Trunk
 from zoo.position import PositionEncoding
 from zoo.schedules import Schedule
+from zoo.trunk import Trunk
 
 
 class UnknownError(ZooError):

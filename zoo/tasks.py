@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from zoo.decoder import Decoder
+from zoo.decoder import Decoder, restart
 from zoo.errors import ZooError
 from zoo.loss import IGNORED, chunks, cross_entropy
 from zoo.schedules import Schedule
@@ -29,6 +29,8 @@ class LanguageModel(Task):
         length: Tokens of a sequence at first training; it never changes afterwards.
         chunk: Tokens whose logits are held at once.
         within_documents: Tokens see their own document only, and positions start anew in each.
+        random_positions: Train on sorted positions drawn below this number, a new draw for each batch
+            (Ruoss et al. 2023, arXiv:2305.16843); validation and test count from 0 (default: always count).
         optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings and encodings.
         schedule: Factor on the learning rate over the steps (default: constant).
         weights: Checkpoint whose weights the run starts from, with a fresh optimizer at step 0.
@@ -43,6 +45,7 @@ class LanguageModel(Task):
         length: int = 1024,
         chunk: int = 8192,
         within_documents: bool = False,
+        random_positions: int | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         weights: str | None = None,
@@ -52,8 +55,13 @@ class LanguageModel(Task):
         super().__init__(optimizer=optimizer, schedule=schedule, weights=weights, compile=compile)
         if chunk < 1:
             raise ZooError(f"chunk is a number of tokens, at least 1, and got {chunk}.")
+        if random_positions is not None and random_positions < length:
+            raise ZooError(
+                f"{length} tokens cannot have different positions below {random_positions}.   "
+                f"Try:  --model.random_positions {4 * length}"
+            )
         self.vocabulary, self.length, self.chunk = vocabulary, length, chunk
-        self.within_documents = within_documents
+        self.within_documents, self.random_positions = within_documents, random_positions
         self.decoder = decoder  # alone on its line: this is how the command line finds the decoder's own arguments
         self.perplexity = Perplexity(ignore_index=IGNORED)
 
@@ -63,6 +71,10 @@ class LanguageModel(Task):
         if vocabulary < ids:
             raise ZooError(f"A vocabulary of {vocabulary} is too small: the tokenizer has {ids} ids.")
         network = Decoder(vocabulary=vocabulary, length=self.length, **self.decoder)
+        if self.random_positions is not None:  # an encoding that ends before them says so now
+            at = torch.zeros(1, 1)
+            hidden = torch.zeros(1, 1, network.trunk.geometry.dim)
+            network.trunk.position(at, at, self.random_positions, hidden)
         return network, {"vocabulary": vocabulary, "length": self.length, **self.decoder}
 
     def flops(self) -> int:
@@ -103,6 +115,11 @@ class LanguageModel(Task):
         tokens, documents = batch["tokens"], batch["documents"]
         targets = tokens[:, 1:]
         context: dict[str, Any] = {}
+        if self.training and self.random_positions is not None:
+            drawn = torch.randperm(self.random_positions)[: targets.shape[1]].sort().values.to(tokens.device)
+            context = {"positions": drawn, "extent": self.random_positions}
+            if self.within_documents:
+                context["positions"] = drawn[restart(documents[:, :-1])]
         if self.within_documents:
             context["documents"] = documents[:, :-1]
             targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)

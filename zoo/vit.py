@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.kernel import Mask
-from zoo.layers import Trunk
+from zoo.trunk import Trunk
 
 
 class ViT(nn.Module):

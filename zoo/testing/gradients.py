@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from zoo.bias import Bias, Logits, Pointwise
 from zoo.kernel import Eager, Mask, Request
-from zoo.layers import Trunk
 from zoo.testing.probe import (
     GEOMETRY,
     GRID,
@@ -27,6 +26,7 @@ from zoo.testing.probe import (
     title,
     trunk,
 )
+from zoo.trunk import Trunk
 from zoo.vit import grid
 
 

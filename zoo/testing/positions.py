@@ -19,7 +19,6 @@ from zoo.bias import Logits
 from zoo.cache import Cache
 from zoo.errors import ZooError
 from zoo.kernel import Eager
-from zoo.layers import Trunk
 from zoo.position import Encoding, Rotation
 from zoo.testing.gradients import gradients, tensors
 from zoo.testing.probe import (
@@ -41,6 +40,7 @@ from zoo.testing.probe import (
     weights,
 )
 from zoo.testing.settings import keywords, settings
+from zoo.trunk import Trunk
 from zoo.vit import ViT, grid
 
 FAR, EXTENT = 32_000, 32_768

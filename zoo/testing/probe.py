@@ -20,8 +20,8 @@ from zoo.bias import Bias
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.kernel import Eager, Kernel, Mask
-from zoo.layers import Trunk
 from zoo.position import Encoding, Geometry, PositionEncoding
+from zoo.trunk import Trunk
 
 Subject = Callable[..., Any]
 Check = Callable[..., None]

@@ -1,0 +1,272 @@
+"""The trunk that decoder and vision transformer share: blocks with a position encoding and an attention kernel.
+
+It owns the two slots. It builds one position encoding, asks it whether every layer wants its own, builds the rest, and
+has encoding and kernel agree before the first weight is trained. It knows nothing of tokens or pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from zoo import plugins
+from zoo.auto import Auto
+from zoo.cache import Cache
+from zoo.errors import ZooError
+from zoo.kernel import Kernel, Mask
+from zoo.layers import Attention, Block, FeedForward, Norm, normalize
+from zoo.matrix import agree, places
+from zoo.position import Encoding, Geometry, NoPE, PositionEncoding
+
+
+class Trunk(nn.Module):
+    """The stack of blocks with its position encoding and its attention kernel.
+
+    Args:
+        length: Tokens per axis at first training.
+        prefix: Tokens before them that have no position.
+        causal: Whether a token sees only itself and what came before.
+        dim: Width of the residual stream.
+        layers: Number of blocks.
+        heads: Query heads.
+        kv_heads: Key and value heads (default: as many as query heads).
+        head_dim: Width of one head (default: dim / heads).
+        position: The position encoding, a plugin (default: RoPE).
+        nope_every: Every so many layers one has no positions and no window (RNoPE-SWA, iRoPE; default: none).
+        kernel: The attention kernel, a plugin (default: Auto, the fastest that serves).
+        feed_forward: Kind of feed-forward layer.
+        hidden: Its width (default: 8/3 dim in steps of 64 for SwiGLU, 4 dim otherwise).
+        norm: Kind of norm.
+        eps: Added to the variance in a norm.
+        norm_at: Norms before each sublayer, or after it (on its result).
+        qk_norm: Norm on queries and keys: none, each head by itself, or the whole width at once.
+        qkv_bias: Biases on the query, key and value projections.
+        out_bias: Bias on attention's output projection.
+        feed_forward_bias: Biases in the feed-forward layer.
+        parallel: Attention and feed-forward read the same stream.
+        dropout: Probability of dropping a channel of a sublayer's result.
+        checkpointing: Recompute each block in backward instead of keeping its activations.
+        std: Standard deviation of the initial weights; those that write to the stream are divided by sqrt(2 layers).
+    """
+
+    def __init__(
+        self,
+        *,
+        length: tuple[int, ...],
+        prefix: int = 0,
+        causal: bool = True,
+        dim: int = 512,
+        layers: int = 8,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        position: Callable[[Geometry], PositionEncoding] | None = None,
+        nope_every: int | None = None,
+        kernel: Callable[[Geometry], Kernel] | None = None,
+        feed_forward: Literal["SwiGLU", "GELU", "GELU-tanh"] = "SwiGLU",
+        hidden: int | None = None,
+        norm: Norm = "RMSNorm",
+        eps: float = 1e-6,
+        norm_at: Literal["before", "after"] = "before",
+        qk_norm: Literal["none", "head", "width"] = "none",
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        feed_forward_bias: bool = False,
+        parallel: bool = False,
+        dropout: float = 0.0,
+        checkpointing: bool = False,
+        std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        geometry = shape(dim, layers, heads, kv_heads, head_dim, length, prefix, causal)
+        position = position or plugins.load("zoo.positions", "RoPE")
+        kernel = kernel or Auto
+        if not 0 <= dropout < 1 or (hidden is not None and hidden < 1):
+            raise ZooError(f"dropout is at least 0 and below 1, hidden at least 1; got {dropout} and {hidden}.")
+        self.geometry, self.checkpointing, self.nope_every = geometry, checkpointing, nope_every
+        with exact():
+            first = position(replace(geometry, layer=0))
+            rest = [
+                (NoPE if self.bare(layer) else position)(replace(geometry, layer=layer))
+                for layer in range(1, layers if first.per_layer else 1)
+            ]
+        self.positions = nn.ModuleList([first, *rest])
+        if hidden is None:
+            hidden = -(-8 * dim // 192) * 64 if feed_forward == "SwiGLU" else 4 * dim
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(
+                    own := replace(geometry, layer=layer),
+                    kernel(own),
+                    norm=norm,
+                    eps=eps,
+                    qk_norm=qk_norm,
+                    qkv_bias=qkv_bias,
+                    out_bias=out_bias,
+                ),
+                FeedForward(dim, hidden, feed_forward, feed_forward_bias),
+                (normalize(norm, dim, eps), normalize(norm, dim, eps)),
+                after=norm_at == "after",
+                parallel=parallel,
+                dropout=dropout,
+            )
+            for layer in range(layers)
+        )
+        self.norm = normalize(norm, dim, eps)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.initialize(std)
+        agree(first, self.kernel)
+        if nope_every is not None and (nope_every < 2 or places(first).embedding is not None):
+            raise ZooError(
+                f"nope_every {nope_every} cannot spare layers the encoding {type(first).__name__}: it counts layers "
+                "from 2 on, and an embedding is added before the first layer and so reaches all of them.   "
+                "Try:  --model.nope_every 4 --model.position RoPE"
+            )
+
+    @property
+    def position(self) -> PositionEncoding:
+        """The position encoding (the first layer's, where each has its own)."""
+        return self.positions[0]  # type: ignore[return-value]
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel of the first block; all are built alike."""
+        return self.blocks[0].attention.kernel  # type: ignore[union-attr,return-value]
+
+    def bare(self, layer: int) -> bool:
+        """Whether a layer has no positions and no window."""
+        return self.nope_every is not None and (layer + 1) % self.nope_every == 0
+
+    def initialize(self, std: float) -> None:
+        """Normal weights, zero biases; encodings and kernels have set their own."""
+        for block in self.blocks:
+            for name, module in block.named_modules():
+                if isinstance(module, nn.Linear) and not name.startswith("attention.kernel"):
+                    writes = name in ("attention.out", "feed_forward.down")
+                    nn.init.normal_(module.weight, std=std / (2 * len(self.blocks)) ** 0.5 if writes else std)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+
+    def check(self, *, device: str, dtype: torch.dtype, training: bool, mask: frozenset[str], extent: int) -> None:
+        """Ask the kernel again, now that device and dtype are known; raises ZooError before the first batch."""
+        place = places(self.position)
+        learned = place.bias is not None and any(tensor.requires_grad for tensor in place.bias.tensors)
+        agree(
+            self.position,
+            self.kernel,
+            device=device,
+            dtype=dtype,
+            training=training,
+            mask=mask,
+            learned=learned and training,
+            size=self.geometry.heads * extent * extent,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        extent: int,
+        mask: Mask,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            x: [batch, prefix + tokens, dim].
+            queries: Positions of the tokens, [tokens, axes] or [batch, tokens, axes].
+            keys: Positions of all tokens that they may look at.
+            extent: Final length of the request.
+            mask: Over buffer indices; layers without positions leave its window out.
+            cache: Of earlier tokens; advanced here.
+        """
+        shared: Encoding | None = None
+        local, whole = mask, mask
+        if self.nope_every is not None and mask.window is not None:
+            whole = replace(mask, window=None, sinks=0, memo={})
+        for layer, block in enumerate(self.blocks):
+            encoding, mask = (Encoding(), whole) if self.bare(layer) else (shared, local)
+            if encoding is None:
+                position: PositionEncoding = self.positions[layer if len(self.positions) > 1 else 0]  # type: ignore[assignment]
+                seen = block.norm1(x) if position.content and not block.after else x  # type: ignore[operator]
+                state = cache.state(layer) if cache is not None and position.content else None
+                with exact():
+                    encoding = position(queries, keys, extent, seen if position.content else None, state)
+                if not position.per_layer and not position.content:
+                    shared = encoding
+                if layer == 0:
+                    if encoding.embedding is not None:
+                        x = add(x, encoding.embedding, self.geometry.prefix)
+                    x = self.dropout(x)
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, encoding, mask, cache, use_reentrant=False)
+            else:
+                x = block(x, encoding, mask, cache)
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return self.norm(x)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Let an encoding make float32 tensors where Lightning has made a half precision the default."""
+    default = torch.get_default_dtype()
+    if default not in (torch.float16, torch.bfloat16):
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def add(x: Tensor, embedding: Tensor, prefix: int) -> Tensor:
+    """`x` plus the position embedding of all tokens but the prefix."""
+    return x + functional.pad(embedding.to(x.dtype), (0, 0, prefix, 0))
+
+
+def shape(
+    dim: int,
+    layers: int,
+    heads: int,
+    kv_heads: int | None,
+    head_dim: int | None,
+    length: tuple[int, ...],
+    prefix: int,
+    causal: bool,
+) -> Geometry:
+    """The geometry of a trunk, or a sentence about the number that does not fit."""
+    kv_heads = heads if kv_heads is None else kv_heads
+    for name, value in {
+        "dim": dim,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "length": min(length),
+    }.items():
+        if value < 1:
+            raise ZooError(f"The model needs at least 1 for {name}, and got {value}.")
+    if head_dim is None and dim % heads:
+        fits = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0 and abs(n - heads) <= heads)
+        raise ZooError(f"A width of {dim} does not divide into {heads} heads. Heads that fit: {fits}; or set head_dim.")
+    if heads % kv_heads:
+        raise ZooError(f"{kv_heads} key heads cannot serve {heads} query heads: kv_heads must divide heads.")
+    return Geometry(
+        dim=dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim or dim // heads,
+        length=length,
+        prefix=prefix,
+        causal=causal,
+        layers=layers,
+    )
