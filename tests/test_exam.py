@@ -1,6 +1,7 @@
 """Everything installed takes the exam: a new plugin is tested by being installed."""
 
 import importlib.util
+import sys
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from zoo import plugins
-from zoo.testing import checks
+from zoo.testing import Skip, checks
+from zoo.testing.gradients import compiled
+from zoo.testing.probe import title
 
 ROOT = Path(__file__).parent.parent
 POSITIONS, KERNELS = (plugins.classes(f"zoo.{group}") for group in ("positions", "kernels"))
@@ -18,8 +21,30 @@ VARIANTS = [
     ("FoPE", {"trainable": True}),
     ("FoPE", {"dialect": "paper", "trainable": True, "init": "xavier_uniform", "padding": "identity"}),
     ("FoPE", {"init": "eye"}),
+    ("FoPE", {"floor": 8, "trainable": True}),
+    ("FoPE", {"floor": 8, "trainable": True, "dialect": "paper", "padding": "identity"}),
+    ("pRoPE", {"fraction": 0.25, "pairing": "interleaved"}),
+    ("xPos", {"span": 32.0, "pairing": "half"}),
+    ("PoPE", {"fraction": 0.5, "phases": "uniform"}),
+    ("PoPE", {"per_layer": False}),
     ("ALiBi", {"trainable": True}),
+    ("Sinusoidal", {"layout": "axiswise"}),
+    ("Learned", {"resample": "bicubic"}),
+    ("RelativeBias", {"resample": "bicubic"}),
+    ("RoPEMixed", {"pairing": "half"}),
+    ("T5", {"logits": "unscaled", "std": "dim"}),
+    ("T5", {"buckets": 16, "distance": 64, "multiplier": "root", "std": "xavier"}),
+    ("KERPLE", {"kind": "power"}),
+    ("KERPLE", {"kind": "power", "parametrization": "softplus"}),
+    ("KERPLE", {"per_layer": True, "parametrization": "softplus"}),
+    ("DynamicBias", {"distance": "linear"}),
+    ("FoX", {"gate": "bias"}),
+    ("FoX", {"gate": "fixed"}),
+    ("CoPE", {"positions": 8}),
 ]
+
+
+PARTIALS = [partial(POSITIONS[name], **change) for name, change in VARIANTS if name in POSITIONS]
 
 
 @checks(*POSITIONS.values(), *KERNELS.values())
@@ -27,9 +52,18 @@ def test_exam(check):
     check()
 
 
-@checks(*(partial(POSITIONS[name], **change) for name, change in VARIANTS if name in POSITIONS))
+@checks(*PARTIALS)
 def test_variants(check):
     check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", [*POSITIONS.values(), *PARTIALS], ids=title)
+def test_gradients_in_a_model_that_inductor_compiled(subject):
+    try:
+        compiled(subject, backend="inductor", kernels=("Eager", "Tiled"))
+    except Skip as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.mark.gpu
@@ -57,7 +91,7 @@ def test_every_plugin_can_be_imported():
 def example():
     """The class of plugins/zoo-example, whether or not that is installed."""
     spec = importlib.util.spec_from_file_location("zoo_example", ROOT / "plugins/zoo-example/zoo_example.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # torch.compile imports it by name
     spec.loader.exec_module(module)
     return module.PowerLaw
 

@@ -78,7 +78,24 @@ def test_the_matrix_has_every_pair_for_text_and_images():
     names = {(cell.position, cell.kernel, cell.axes) for cell in CELLS}
     positions, kernels = plugins.names("zoo.positions"), plugins.names("zoo.kernels")
     assert names == {(p, k, axes) for p in positions for k in kernels for axes in (1, 2)}
-    assert not [cell for cell in CELLS if cell.axes == 1 and cell.kernel in ("Auto", "Eager") and cell.reasons]
+
+
+@pytest.mark.parametrize("name", plugins.names("zoo.positions"))
+def test_auto_and_eager_serve_whatever_an_encoding_serves(name):
+    served = 0
+    for axes, geometry in ((1, GEOMETRY), (2, GRID)):
+        reasons = {cell.reasons for cell in CELLS if cell.axes == axes and cell.position == name}
+        try:
+            plugins.load("zoo.positions", name)(geometry)
+        except ZooError as error:
+            assert reasons == {(str(error),)}, "no kernel can serve what the encoding refuses"
+            continue
+        served += 1
+        assert {cell.kernel for cell in CELLS if cell.axes == axes and cell.position == name and not cell.reasons} >= {
+            "Auto",
+            "Eager",
+        }
+    assert served
 
 
 class Plain(Eager):

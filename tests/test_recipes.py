@@ -26,13 +26,20 @@ def test_a_recipe_is_short_and_says_why(path):
     assert lines[0].startswith("# ")
 
 
-def test_the_comparison_differs_in_the_line_that_names_the_encoding():
-    texts = [NAMES[f"{name}_125m"].read_text().splitlines()[1:] for name in ("rope", "alibi", "fope")]
+@pytest.mark.parametrize(
+    ("pattern", "encodings"),
+    [
+        ("{}_125m", ["RoPE", "ALiBi", "FoPE"]),
+        ("compare_{}", ["NoPE", "RoPE", "ALiBi", "KERPLE", "T5", "FIRE", "FoPE"]),
+    ],
+)
+def test_a_comparison_differs_in_the_line_that_names_the_encoding(pattern, encodings):
+    names = [pattern.format(name.lower()) for name in encodings]
+    assert {name for name in NAMES if name.startswith("compare_")} <= {*names} or "125m" in pattern
+    texts = [NAMES[name].read_text().replace(f"/{name}", "/NAME").splitlines()[1:] for name in names]
     assert len({len(text) for text in texts}) == 1
     different = [lines for lines in zip(*texts, strict=True) if len(set(lines)) > 1]
-    assert [tuple(line.strip() for line in lines) for lines in different] == [
-        ("position: RoPE", "position: ALiBi", "position: FoPE")
-    ]
+    assert [[line.strip() for line in lines] for lines in different] == [[f"position: {name}" for name in encodings]]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from zoo import __version__, plugins
@@ -172,12 +173,22 @@ def show(argv: list[str]) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="exit status 2 if a plugin is broken or a name is taken twice"
     )
-    parser.add_argument(
+    about = parser.add_mutually_exclusive_group()
+    about.add_argument(
         "--details", action="store_true", help="import each plugin: its rung, places, parameters, source"
     )
-    parser.add_argument("--matrix", action="store_true", help="which encoding goes with which kernel, and why not")
+    about.add_argument("--matrix", action="store_true", help="which encoding goes with which kernel, and why not")
+    about.add_argument(
+        "--pictures", metavar="DIR", help="draw what each encoding does at initialisation: DIR/NAME.png, DIR/sheet.png"
+    )
     options = parser.parse_args(argv)
-    if options.details or options.matrix:
+    document: list[Any]
+    if options.pictures is not None:
+        from zoo import pictures
+
+        document = [str(path) for path in pictures.draw(Path(options.pictures))]
+        text = "\n".join(document)
+    elif options.details or options.matrix:
         from zoo import tables
 
         document, text = tables.details() if options.details else tables.matrix()
@@ -191,7 +202,7 @@ def show(argv: list[str]) -> None:
         )
     print(json.dumps(document, indent=1) if options.json else text)
     wrong = plugins.clashes()
-    if options.strict or options.details or options.matrix:
+    if options.strict or options.details or options.matrix or options.pictures:
         wrong += list(plugins.broken())
     for line in wrong:
         print(f"zoo: {line}", file=sys.stderr)

@@ -8,25 +8,56 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 
 from zoo import plugins
 from zoo.bias import rung
 from zoo.errors import ZooError
-from zoo.matrix import GEOMETRY, Cell, places
+from zoo.matrix import GEOMETRY, GRID, Cell, places
 from zoo.matrix import matrix as cells
+from zoo.position import Encoding, Geometry
+
+KINDS = {"text": GEOMETRY, "images": GRID}
+"""The kinds of model that a plugin may serve."""
 
 
 def source(plugin: type) -> str:
     """The docstring's source: what follows "Source:", or its first arXiv reference with the authors before it."""
     text = re.sub(r"\s+", " ", inspect.getdoc(plugin) or "")
-    named = re.search(r"Source: (.*?arXiv:\d{4}\.\d{4,5})", text) or re.search(r"([^.;(]*?arXiv:\d{4}\.\d{4,5})", text)
+    named = re.search(r"Source: (.*?arXiv:\d{4}\.\d{4,5}\)?)", text)
+    named = named or re.search(r"([^.;(]*?arXiv:\d{4}\.\d{4,5})", text)
     return named.group(1).strip() if named else ""
 
 
 def summary(plugin: type) -> str:
     """The docstring's first sentence."""
     return re.sub(r"\s+", " ", (inspect.getdoc(plugin) or "").partition("\n\n")[0])
+
+
+def served(plugin: Callable[[Geometry], Any]) -> dict[str, Any]:
+    """The plugin built for each kind of model that it serves; raises its first refusal where there is none."""
+    made, refusals = {}, []
+    for kind, geometry in KINDS.items():
+        try:
+            made[kind] = plugin(geometry)
+        except ZooError as error:
+            refusals.append(error)
+    if not made:
+        raise refusals[0]
+    return made
+
+
+def used(said: Encoding) -> list[str]:
+    """The places at which an encoding tells positions."""
+    return [place for place in ("embedding", "rotation", "bias") if getattr(said, place) is not None]
+
+
+def told(said: Encoding) -> str:
+    """The same for a reader: "rotation", "Slopes bias", "nothing"."""
+    step = rung(said.bias)
+    words = [f"{step.__name__} bias" if step and place == "bias" else place for place in used(said)]
+    return ", ".join(words) or "nothing"
 
 
 def details() -> tuple[list[dict[str, Any]], str]:
@@ -36,8 +67,10 @@ def details() -> tuple[list[dict[str, Any]], str]:
         try:
             plugin = plugins.load(row.group, row.name)
             entry: dict[str, Any] = {**row.asdict(), "summary": summary(plugin), "source": source(plugin)}
-            module = plugin(GEOMETRY)
+            made = served(plugin)
+            module = next(iter(made.values()))
             entry["parameters"] = sum(p.numel() for p in module.parameters() if p.requires_grad)
+            entry["serves"] = list(made)
             entry["arguments"] = {
                 name: parameter.default
                 for name, parameter in inspect.signature(plugin).parameters.items()
@@ -46,13 +79,7 @@ def details() -> tuple[list[dict[str, Any]], str]:
             if row.group == "zoo.positions":
                 said = places(module)
                 step = rung(said.bias)
-                used = {
-                    "embedding": said.embedding is not None,
-                    "rotation": said.rotation is not None,
-                    "bias": bool(step),
-                }
-                entry["places"] = [place for place, there in used.items() if there]
-                entry["rung"] = step.__name__ if step else None
+                entry["places"], entry["rung"] = used(said), step.__name__ if step else None
                 entry["per_layer"], entry["relative"] = module.per_layer, module.relative
             elif row.group == "zoo.kernels":
                 entry["form"], entry["fuses"] = module.form, module.fuses.__name__ if module.fuses else None
@@ -74,7 +101,7 @@ def details() -> tuple[list[dict[str, Any]], str]:
         lines += [
             f"{entry['name']}({arguments})  {entry['distribution']} {entry['version']}",
             f"    {entry['summary']}",
-            f"    {about}; {entry['parameters']} parameters at 4 heads x 16",
+            f"    {about}; {entry['parameters']} parameters at 4 heads x 16; serves {' and '.join(entry['serves'])}",
         ]
         if entry["source"]:
             lines.append(f"    {entry['source']}")
@@ -112,9 +139,11 @@ def grid(found: list[Cell]) -> str:
     positions = list(dict.fromkeys(cell.position for cell in found))
     works = {(cell.position, cell.kernel): not cell.reasons for cell in found}
     width = max(map(len, positions)) + 2
-    lines = [" " * width + "".join(f"{name:<8}" for name in kernels)]
+    columns = {name: max(len(name) + 2, 8) for name in kernels}
+    lines = [" " * width + "".join(f"{name:<{wide}}" for name, wide in columns.items())]
     for name in positions:
-        lines.append(f"{name:<{width}}" + "".join(f"{'yes' if works[name, other] else '-':<8}" for other in kernels))
+        marks = (f"{'yes' if works[name, other] else '-':<{wide}}" for other, wide in columns.items())
+        lines.append(f"{name:<{width}}" + "".join(marks))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -125,19 +154,12 @@ def markdown() -> str:
     works = {(cell.position, cell.kernel, cell.axes): not cell.reasons for cell in found}
     lines = ["| | tells positions by | " + " | ".join(kernels) + " |", "|---|---|" + "---|" * len(kernels)]
     for name in dict.fromkeys(cell.position for cell in found):
-        said = places(plugins.load("zoo.positions", name)(GEOMETRY))
-        step = rung(said.bias)
-        used = [
-            word
-            for word, there in (
-                ("embedding", said.embedding is not None),
-                ("rotation", said.rotation is not None),
-                (f"{step.__name__} bias" if step else "", step is not None),
-            )
-            if there
-        ]
+        try:
+            said = told(places(next(iter(served(plugins.load("zoo.positions", name)).values()))))
+        except ZooError:  # it serves neither
+            said = "-"
         marks = [
             "".join(mark for mark, axes in (("T", 1), ("I", 2)) if works.get((name, k, axes))) or "-" for k in kernels
         ]
-        lines.append(f"| **{name}** | {', '.join(used) or 'nothing'} | " + " | ".join(marks) + " |")
+        lines.append(f"| **{name}** | {said} | " + " | ".join(marks) + " |")
     return "\n".join(lines) + "\n\nT: text (decoder), I: images (vision transformer), -: refused with a reason."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from zoo.kernel import Kernel, Mask
@@ -28,6 +29,10 @@ class SDPA(Kernel):
     ) -> Tensor:
         self.check(bias)
         mask = mask or Mask()
+        if (width := v.shape[-1]) != q.shape[-1]:  # torch's flash kernels want one width, and zeros change nothing
+            wide = max(width, q.shape[-1])
+            q, k, v = (functional.pad(x, (0, wide - x.shape[-1])) for x in (q, k, v))
+            return self(q, k, v, bias=bias, mask=mask, scale=scale)[..., :width]
         queries, keys, grouped = q.shape[2], k.shape[2], q.shape[1] != k.shape[1]
         kinds = needed(mask, queries, keys)
         if bias is None and (not kinds or (kinds == {"causal"} and not mask.offset and queries == keys)):

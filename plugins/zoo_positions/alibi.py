@@ -1,15 +1,19 @@
-"""ALiBi: a penalty on the logits that grows with distance, at a fixed slope per head."""
+"""ALiBi: a penalty on the logits that grows with distance, at a fixed slope per head.
+
+On a grid the distance is the straight line between two patches, and the slopes stay those of text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, PositionEncoding, Slopes
+from zoo.bias import at
+from zoo.position import Bias, Encoding, Geometry, Pointwise, PositionEncoding, Slopes
 
 
 def slopes(heads: int) -> list[float]:
@@ -21,6 +25,13 @@ def slopes(heads: int) -> list[float]:
     return [2.0**-exponent for exponent in exponents]
 
 
+def euclidean(b: Tensor, h: Tensor, i: Tensor, j: Tensor, steep: Tensor, *places: Tensor) -> Tensor:
+    """-slope times the straight distance of two tokens; `places` are the queries' positions by axis, then the keys'."""
+    half = len(places) // 2
+    apart = [at(q, b, i) - at(k, b, j) for q, k in zip(places[:half], places[half:], strict=True)]
+    return -steep[h] * reduce(torch.hypot, apart)
+
+
 class ALiBi(PositionEncoding):
     """Each head sees farther tokens less, by a slope of its own times the distance.
 
@@ -28,7 +39,8 @@ class ALiBi(PositionEncoding):
     from 2^(-8/heads) to 2^-8. The authors add m j, which is the same attention in a causal model: the two differ by
     a constant of the row. A model that is not causal takes the distance to either side.
 
-    Raises ZooError for a model with two axes.
+    On a grid, as in CROMA (Fuller et al. 2023, arXiv:2311.00566), |p_i - p_j| is the Euclidean distance of rows and
+    columns, and the bias a Pointwise one.
 
     Args:
         trainable: Train the logarithms of the slopes, starting from the fixed ones.
@@ -38,11 +50,6 @@ class ALiBi(PositionEncoding):
 
     def __init__(self, geometry: Geometry, *, trainable: bool = False) -> None:
         super().__init__(geometry)
-        if geometry.axes != 1:
-            raise ZooError(
-                f"ALiBi measures distance along one axis, and this model has {geometry.axes}: which distance a slope "
-                "multiplies on a grid is another encoding's choice. Try:  --model.position RoPE"
-            )
         self.trainable = trainable
         home = torch.get_default_device()
         if trainable:
@@ -71,7 +78,21 @@ class ALiBi(PositionEncoding):
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
         steep = self.log_slopes.exp() if self.trainable else self.slopes
-        return Encoding(bias=Slopes(steep, queries[..., 0], keys[..., 0], prefix=self.geometry.prefix))
+        if self.geometry.axes == 1:
+            bias: Bias = Slopes(steep, queries[..., 0], keys[..., 0], prefix=self.geometry.prefix)
+        else:
+            # Copies, since torch 2.13 cannot compile FlexAttention for the CPU on views of one tensor.
+            places = [axis.contiguous() for axis in (*queries.unbind(-1), *keys.unbind(-1))]
+            bias = Pointwise(
+                euclidean,
+                (steep, *places),
+                heads=self.geometry.heads,
+                queries=queries.shape[-2],
+                keys=keys.shape[-2],
+                batch=len(queries) if queries.ndim == 3 else 1,
+                prefix=self.geometry.prefix,
+            )
+        return Encoding(bias=bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import pytest
 import torch
@@ -226,3 +227,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, each in values.items():
         if name in metafunc.fixturenames and not any(name in names for names in own):
             metafunc.parametrize(name, each)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[..., Tensor]:
+    """Any form as loops over batch, heads, queries and keys, in Python floats.
+
+    score(h, query, key) is a logit without bias; weigh(h, logits) turns those of the keys that are seen into weights.
+    """
+
+    def sees(mask: Mask, b: int, i: int, j: int) -> bool:
+        i, pad = i + mask.offset, int(mask.padding[b]) if mask.padding is not None else 0
+        if j < pad or (mask.causal and j > i):
+            return False
+        if mask.documents is not None and mask.documents[b, i] != mask.documents[b, j]:
+            return False
+        return mask.window is None or abs(i - j) < mask.window or (mask.sinks > 0 and j < pad + mask.sinks)
+
+    def run(case: Case, score: Callable[..., float], weigh: Callable[[int, list[float]], list[float]]) -> Tensor:
+        q, k, v = (x.detach().tolist() for x in (case.q, case.k, case.v))
+        out, each = torch.zeros(*case.q.shape[:3], case.v.shape[-1], dtype=torch.float64), len(q[0]) // len(k[0])
+        for b, h, i in product(range(len(q)), range(len(q[0])), range(len(q[0][0]))):
+            keys, values = k[b][h // each], v[b][h // each]
+            seen = [j for j in range(len(keys)) if sees(case.mask, b, i, j)]
+            if seen:
+                logits = [score(h, q[b][h][i], keys[j]) + float(case.said(b, h, i, j)) for j in seen]
+                for weight, j in zip(weigh(h, logits), seen, strict=True):
+                    out[b, h, i] += weight * torch.tensor(values[j], dtype=torch.float64)
+        return out
+
+    return run

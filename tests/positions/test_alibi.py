@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from zoo_positions.alibi import ALiBi
 
-from zoo.errors import ZooError
-from zoo.position import Slopes
+from zoo.position import Pointwise, Slopes
+from zoo.vit import grid
 
 EIGHT = [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]
 GOLDEN = {
@@ -87,6 +87,50 @@ def test_fixed_slopes_are_a_constant_and_trained_ones_a_parameter_that_no_rung_h
     torch.testing.assert_close(alibi.log_slopes.grad, -distances * torch.tensor(recursion(4)))
 
 
-def test_a_grid_is_refused(shape):
-    with pytest.raises(ZooError, match=r"one axis, and this model has 2.*position RoPE"):
-        ALiBi(shape(length=(4, 4)))
+def euclid(one: list[float], other: list[float]) -> float:
+    return math.sqrt(sum((a - b) ** 2 for a, b in zip(one, other, strict=True)))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("length", [(3, 5), (5, 3), (1, 4)])
+def test_on_a_grid_the_distance_is_the_straight_line(shape, length, trainable):
+    alibi = ALiBi(shape(heads=6, length=length, prefix=2, causal=False), trainable=trainable).double()
+    keys = grid(*length).double()
+    queries = keys.flip(0)[:3] + 1.0
+    bias = alibi(queries, keys, len(keys)).bias
+    assert type(bias) is Pointwise
+    got = bias.block(slice(0, 5), slice(0, 2 + len(keys)))
+    assert got[:, :, :2].eq(0).all()
+    assert got[:, :, :, :2].eq(0).all()
+    expected = [[[-slope * euclid(i, j) for j in keys.tolist()] for i in queries.tolist()] for slope in recursion(6)]
+    torch.testing.assert_close(got[0, :, 2:, 2:], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_examples_with_grids_of_their_own(shape):
+    alibi, at = ALiBi(shape(length=(2, 3), causal=False)), torch.stack((grid(2, 3), grid(3, 2).flip(0)))
+    got = alibi(at, at, 6).bias.block(slice(0, 6), slice(0, 6))
+    for row in range(2):
+        alone = alibi(at[row], at[row], 6).bias.block(slice(0, 6), slice(0, 6))
+        assert torch.equal(got[row], alone[0])
+    assert not torch.equal(got[0], got[1])
+
+
+def test_a_row_of_patches_is_a_text_read_both_ways(shape):
+    patches, words = grid(1, 7), torch.arange(7.0).view(-1, 1)
+    wide = ALiBi(shape(length=(1, 7), causal=False))(patches, patches, 7).bias.block(slice(0, 7), slice(0, 7))
+    long = ALiBi(shape(length=(7,), causal=False))(words, words, 7).bias.block(slice(0, 7), slice(0, 7))
+    torch.testing.assert_close(wide, long, rtol=0, atol=0)
+
+
+def test_trained_slopes_of_a_grid_get_the_gradients_of_the_sum(shape):
+    alibi, at = ALiBi(shape(heads=2, length=(2, 3), causal=False), trainable=True).double(), grid(2, 3).double()
+
+    def values(log_slopes: torch.Tensor) -> torch.Tensor:
+        bias = torch.func.functional_call(alibi, {"log_slopes": log_slopes}, (at, at, 6)).bias
+        return bias.block(slice(0, 6), slice(0, 6))
+
+    assert torch.autograd.gradcheck(values, (alibi.log_slopes,))
+    values(alibi.log_slopes).sum().backward()
+    total = sum(euclid(i, j) for i in at.tolist() for j in at.tolist())
+    expected = -total * torch.tensor(recursion(2), dtype=torch.float64)
+    torch.testing.assert_close(alibi.log_slopes.grad, expected)

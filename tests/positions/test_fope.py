@@ -363,7 +363,7 @@ def test_ranks_share_one_draw(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "arguments", "sentence"),
     [
-        ({"length": (4, 4)}, {}, r"FoPE tells one axis, and this model has 2.*position RoPE"),
+        ({"length": (4, 4, 4)}, {}, r"FoPE tells one axis or two, and this model has 3.*position RoPE"),
         ({"head_dim": 7}, {}, r"needs an even head_dim; here it is 7"),
         ({"head_dim": 2}, {"dialect": "paper"}, "needs a head_dim of 4 or more"),
         (

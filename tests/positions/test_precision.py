@@ -6,9 +6,13 @@ import pickle
 import pytest
 import torch
 from zoo_positions.alibi import ALiBi
+from zoo_positions.dynamic import DynamicBias
+from zoo_positions.kerple import KERPLE
 from zoo_positions.learned import Learned
 from zoo_positions.rope import FoPE, RoPE
+from zoo_positions.sandwich import Sandwich
 from zoo_positions.sinusoidal import Sinusoidal
+from zoo_positions.t5 import T5
 
 from zoo.position import Encoding, PositionEncoding
 
@@ -20,10 +24,17 @@ BUILDERS = {
     "FoPE paper": lambda shape: FoPE(shape(head_dim=64, length=(512,)), dialect="paper"),
     "ALiBi": lambda shape: ALiBi(shape(heads=12)),
     "ALiBi trainable": lambda shape: ALiBi(shape(heads=12), trainable=True),
+    "T5": lambda shape: T5(shape(heads=12)),
+    "T5 both": lambda shape: T5(shape(heads=12, causal=False), std="xavier", multiplier="root"),
+    "KERPLE": lambda shape: KERPLE(shape(heads=12)),
+    "KERPLE power": lambda shape: KERPLE(shape(heads=12), kind="power", parametrization="softplus"),
+    "Sandwich": lambda shape: Sandwich(shape(heads=12)),
+    "DynamicBias": lambda shape: DynamicBias(shape(heads=12)),
+    "DynamicBias linear": lambda shape: DynamicBias(shape(heads=12), distance="linear"),
     "Sinusoidal": lambda shape: Sinusoidal(shape()),
     "Learned": lambda shape: Learned(shape(length=(FAR + 64,))),
 }
-CONSTANT = ["RoPE", "RoPE partial", "ALiBi", "Sinusoidal"]
+CONSTANT = ["Sandwich", "RoPE", "RoPE partial", "ALiBi", "Sinusoidal"]
 
 
 @pytest.fixture(params=BUILDERS)
@@ -62,7 +73,7 @@ def test_a_default_of_bfloat16_changes_no_bit(encoding, request, shape):
     torch.set_default_dtype(torch.bfloat16)  # as Lightning does while it builds a model in bf16-true
     try:
         other = BUILDERS[name](shape)
-        assert all(tensor.dtype == torch.float32 for tensor in (*other.parameters(), *other.buffers()))
+        assert all(x.dtype == torch.float32 for x in (*other.parameters(), *other.buffers()) if x.is_floating_point())
         other.load_state_dict(encoding.state_dict())
         said = speak(other)
     finally:

@@ -1,17 +1,23 @@
 """The exam for encodings, examined: what is broken on purpose must be caught, by name; what is sound must pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from zoo import plugins
 from zoo.bias import Dense, Pointwise, Toeplitz
 from zoo.errors import ZooError
+from zoo.kernel import Eager
 from zoo.position import Encoding, NoPE, PositionEncoding, Rotation
-from zoo.testing import examine
+from zoo.testing import examine, suite, take
 
 
-def failures(subject) -> set[str]:
-    return {result.name for result in examine(subject) if not result.passed}
+def failures(subject, *names: str) -> set[str]:
+    """The checks that fail, of all or of some."""
+    found = [take(check, subject) for check in suite(subject) if not names or check.__name__ in names]
+    return {result.name for result in found if not result.passed}
 
 
 class Table(PositionEncoding):
@@ -220,6 +226,124 @@ class Counting(Table):
         return Encoding(bias=Toeplitz(table, queries[..., 0], keys[..., 0], lowest=-64, prefix=self.prefix))
 
 
+class Weaker(Table):
+    """The gradient is one percent too small.
+
+    Args:
+        start: Of the numbers.
+    """
+
+    def forward(self, queries, keys, extent, hidden=None, state=None):
+        table = 0.99 * self.table + 0.01 * self.table.detach()
+        return Encoding(bias=Toeplitz(table, queries[..., 0], keys[..., 0], lowest=-64, prefix=self.prefix))
+
+
+class Single(Table):
+    """Rounded to float32 whatever the module's type.
+
+    Args:
+        start: Of the numbers.
+    """
+
+    def forward(self, queries, keys, extent, hidden=None, state=None):
+        table = self.table.float() * 1
+        return Encoding(bias=Toeplitz(table, queries[..., 0], keys[..., 0], lowest=-64, prefix=self.prefix))
+
+
+class Lost(Table):
+    """Without a gradient in one situation, and with the right values.
+
+    Args:
+        start: Of the numbers.
+    """
+
+    def forward(self, queries, keys, extent, hidden=None, state=None):
+        table = self.table * 1
+        if self.now():
+            table = table.detach() + 0 * table
+        return Encoding(bias=Toeplitz(table, queries[..., 0], keys[..., 0], lowest=-64, prefix=self.prefix))
+
+
+class LostInCompiling(Lost):
+    def now(self):
+        return torch.compiler.is_compiling()
+
+
+class LostInAutocast(Lost):
+    def now(self):
+        return torch.is_autocast_enabled("cpu")
+
+
+class Once(Toeplitz):
+    """Counts on being read once, while a kernel may read again what it did not store."""
+
+    def values(self, rows, columns):
+        if vars(self).setdefault("seen", set()) & {(rows.start, columns.start)}:
+            self.tensors = tuple(tensor.detach() for tensor in self.tensors)
+        self.seen.add((rows.start, columns.start))
+        return super().values(rows, columns)
+
+
+class LostInRecomputing(Table):
+    def forward(self, queries, keys, extent, hidden=None, state=None):
+        return Encoding(bias=Once(self.table * 1, queries[..., 0], keys[..., 0], lowest=-64, prefix=self.prefix))
+
+
+class OneWay(Table):
+    """Keys ahead of the query all count as the query's own position.
+
+    Args:
+        start: Of the numbers.
+    """
+
+    def cut(self, queries, keys):
+        return super().cut(queries, keys).clamp(min=64)
+
+    def forward(self, queries, keys, extent, hidden=None, state=None):
+        table = self.table[:, 64:] * 1
+        return Encoding(bias=Toeplitz(table, queries[..., 0], keys[..., 0], prefix=self.prefix))
+
+
+class Sorted(Table):
+    """In a model that looks both ways the positions are taken to count up.
+
+    Args:
+        start: Of the numbers.
+    """
+
+    def forward(self, queries, keys, extent, hidden=None, state=None):
+        if not self.geometry.causal:
+            queries, keys = queries.sort(-2).values, keys.sort(-2).values
+        return super().forward(queries, keys, extent)
+
+
+class Late(Table):
+    """Refused when it is called.
+
+    Args:
+        start: Of the numbers.
+    """
+
+    def forward(self, queries, keys, extent, hidden=None, state=None):
+        if self.geometry.heads == 3:
+            raise ZooError("Late does not like three heads.")
+        return super().forward(queries, keys, extent)
+
+
+class Wide(Table):
+    """Wrong for one width.
+
+    Args:
+        start: Of the numbers.
+    """
+
+    def forward(self, queries, keys, extent, hidden=None, state=None):
+        found = super().forward(queries, keys, extent)
+        return Encoding(
+            bias=found.bias, embedding=torch.full((self.geometry.dim,), torch.inf * (self.geometry.dim % 2))
+        )
+
+
 class Infinite(Table):
     def forward(self, queries, keys, extent, hidden=None, state=None):
         table = torch.cat((torch.full_like(self.table[:, :64], -torch.inf), self.table[:, 64:]), 1)
@@ -236,6 +360,42 @@ class Crashing(Turn):
 class Rounded(Turn):
     def angles(self, positions):
         return super().angles(positions.bfloat16().float())
+
+
+class Constant(Turn):
+    """A constant that is in no state dict, and lost with the meta device.
+
+    Args:
+        base: Of the waves.
+    """
+
+    def __init__(self, geometry, *, base: float = 1000.0):
+        super().__init__(geometry, base=base)
+        self.register_buffer("waves", self.waves, persistent=False)
+
+
+class Unbuildable(Turn):
+    """Reads numbers while it is built.
+
+    Args:
+        base: Of the waves.
+    """
+
+    def __init__(self, geometry, *, base: float = 1000.0):
+        super().__init__(geometry, base=base)
+        self.slowest = self.waves.min().item()
+
+
+class Unspanned(Turn):
+    """A pair of numbers that nobody reads.
+
+    Args:
+        base: Of the waves.
+        span: Of nothing.
+    """
+
+    def __init__(self, geometry, *, base: float = 1000.0, span: tuple[float, float] = (1.0, 2.0)):
+        super().__init__(geometry, base=base)
 
 
 class Cast(Turn):
@@ -287,6 +447,18 @@ ENCODINGS = {
     Closed: "tensors",
     Detached: "gradients",
     Frozen: "gradients",
+    Weaker: "gradients",
+    Single: "gradients",
+    LostInCompiling: "compiled",
+    LostInAutocast: "mixed",
+    LostInRecomputing: "checkpointing",
+    OneWay: "bidirectional",
+    Sorted: "bidirectional",
+    Late: "geometry",
+    Wide: "geometry",
+    Constant: "storage",
+    Unbuildable: "storage",
+    Unspanned: "settings",
     Batched: "rows",
     Unseen: "rows",
     Bare: "geometry",
@@ -312,16 +484,60 @@ ENCODINGS = {
 
 @pytest.mark.parametrize(("broken", "name"), ENCODINGS.items(), ids=lambda x: getattr(x, "__name__", x))
 def test_broken_encodings_are_caught(broken, name):
-    assert name in failures(broken)
+    assert failures(broken, name) == {name}
 
 
 def test_documents_and_padding_are_looked_at():
-    assert failures(Numbered) >= {"packing", "rows"}
+    assert failures(Numbered, "packing", "rows") == {"packing", "rows"}
+
+
+class NoOffset(Eager):
+    """Takes every token for the first of its sequence."""
+
+    def forward(self, q, k, v, *, bias=None, mask=None, scale=1.0):
+        return super().forward(q, k, v, bias=bias, mask=replace(mask, offset=0), scale=scale)
+
+
+class NoDocuments(Eager):
+    """Does not see where a document ends."""
+
+    def forward(self, q, k, v, *, bias=None, mask=None, scale=1.0):
+        return super().forward(q, k, v, bias=bias, mask=replace(mask, documents=None), scale=scale)
+
+
+class NoGradient(Eager):
+    """Does not train a bias."""
+
+    def forward(self, q, k, v, *, bias=None, mask=None, scale=1.0):
+        lost = bias and bias.replace(*(tensor.detach() for tensor in bias.tensors))
+        return super().forward(q, k, v, bias=lost, mask=mask, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"), [(NoOffset, "decoding"), (NoDocuments, "packing"), (NoGradient, "gradients")]
+)
+def test_every_installed_kernel_is_tried(kernel, name, monkeypatch):
+    known = plugins.classes("zoo.kernels")
+    monkeypatch.setattr(plugins, "classes", lambda group: known | {"Broken": kernel})
+    assert failures(Table, "decoding", "packing", "gradients") == {name}
+
+
+def test_a_causal_encoding_may_refuse_to_look_both_ways():
+    class Causal(Table):
+        def __init__(self, geometry, *, start: float = 0.1):
+            if not geometry.causal:
+                raise ZooError("Causal looks back.")
+            super().__init__(geometry, start=start)
+
+    Causal.__doc__ = Table.__doc__
+    found = take(next(check for check in suite(Causal) if check.__name__ == "bidirectional"), Causal)
+    assert found.skipped
+    assert found.message == "Causal looks back."
+    assert not failures(Causal, "geometry", "settings", "storage")
 
 
 def test_an_exam_says_what_it_did():
-    results = examine(Leaked)
-    failed = next(result for result in results if result.name == "tensors")
+    failed = take(next(check for check in suite(Leaked) if check.__name__ == "tensors"), Leaked)
     assert "A rung names the tensors" in failed.sentence
     assert "holds a parameter" in failed.message
     skipped = next(result for result in examine(NoPE) if result.name == "tensors")

@@ -1,189 +1,163 @@
-"""The exam's questions about gradients: whether parameters get the right ones, and whether rungs can carry them."""
+"""The exam's questions about gradients: every parameter of an encoding gets the right one, however it is trained.
+
+What finite differences find in float64 is the truth; kernels, recomputation, torch.compile and autocast are held to it.
+A gradient that gets lost raises no error anywhere: the parameter just does not learn.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from functools import partial
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.bias import Bias, Logits, Pointwise
-from zoo.kernel import Eager, Mask, Request
-from zoo.testing.probe import (
-    GEOMETRY,
-    GRID,
-    Skip,
-    Subject,
-    check,
-    close,
-    content,
-    encode,
-    installed,
-    line,
-    title,
-    trunk,
-)
+from zoo import plugins
+from zoo.errors import ZooError
+from zoo.kernel import Eager, Mask
+from zoo.position import Geometry
+from zoo.testing.probe import GEOMETRY, GRID, Skip, Subject, check, content, installed, line, title, trunk
 from zoo.trunk import Trunk
 from zoo.vit import grid
+
+Gradients = dict[str, Tensor]
+Places = tuple[tuple[Geometry, Tensor], ...]
+
+WITHIN: Places = ((GEOMETRY, line(20)), (GRID, grid(4, 6)))
+BEYOND: Places = ((replace(GEOMETRY, length=(12,)), line(20)), (GRID, grid(5, 7)))
+"""Models and positions: as at first training, and longer."""
+
+
+def learners(subject: Subject, places: Places = WITHIN) -> Iterator[tuple[Callable[..., Trunk], Tensor]]:
+    """Makers of a float64 model, with positions, wherever the encoding serves; Skip where nothing learns."""
+    found = 0
+    for geometry, positions in places:
+
+        def make(kernel: Subject = Eager, *, geometry: Geometry = geometry, **options: Any) -> Trunk:
+            return trunk(subject, geometry, kernel=kernel, **options).double()
+
+        try:
+            loss(model := make(), positions)
+        except (Skip, ZooError):
+            continue
+        if learned(model):
+            found += 1
+            yield make, positions
+    if not found:
+        raise Skip(f"{title(subject)} has no trainable parameters.")
+
+
+def learned(model: Trunk) -> dict[str, Tensor]:
+    """The trainable parameters of a model's encodings."""
+    named = model.named_parameters()
+    return {name: each for name, each in named if each.requires_grad and name.startswith("positions.")}
+
+
+def loss(model: Trunk, positions: Tensor) -> Tensor:
+    """A number that depends on all of the model's attention."""
+    x = content()[:, : model.geometry.prefix + len(positions)].to(next(model.blocks.parameters()).dtype)
+    out = model(x[:2], positions, positions, len(positions), Mask(causal=model.geometry.causal))
+    return (out * x[2:]).sum()
+
+
+def pull(model: Trunk, positions: Tensor, how: str) -> Gradients:
+    """The gradient of each trainable parameter of the encoding; none may be missing."""
+    model.zero_grad()
+    loss(model, positions).backward()
+    found = {}
+    for name, parameter in learned(model).items():
+        assert parameter.grad is not None, (
+            f"{how} the parameter {name} gets no gradient: it was detached, or does not reach the logits, or is not "
+            "among the `tensors` of the bias. Freeze it with requires_grad_(False) if that is meant."
+        )
+        assert parameter.grad.abs().max() > 0, f"{how} the gradient of the parameter {name} is zero everywhere."
+        found[name] = parameter.grad.clone()
+    return found
+
+
+def same(found: Gradients, expected: Gradients, tolerance: float, how: str) -> None:
+    """Compare gradients by their norms; what is tiny beside the others may be rounding about zero."""
+    most = max(float(right.norm()) for right in expected.values())
+    for name, right in expected.items():
+        gap, size = float((found[name].double() - right.double()).norm()), float(right.norm())
+        assert gap <= tolerance * (size + most / 100), (
+            f"{how} the gradient of the parameter {name} is wrong by {gap:.2g}, where its norm is {size:.2g}: part of "
+            "it is lost on the way. Compute in forward all that is learned, and name it in `tensors` of the bias."
+        )
 
 
 @check
 @torch.enable_grad()
 def gradients(subject: Subject) -> None:
-    """Every trainable parameter gets the gradient that finite differences find, through Eager and through Tiled."""
-    found = 0
-    for geometry, positions in ((GEOMETRY, line(20)), (GRID, grid(4, 6))):
-        try:
-            model = trunk(subject, geometry, kernel=Eager).double()
-        except Skip:
-            continue
-        found += sum(parameter.requires_grad for parameter in model.positions.parameters())
-        slopes(model, positions)
-        other = installed("Tiled")
-        if other is not None:
-            tiled = trunk(subject, geometry, kernel=other).double()
-            if not tiled.kernel.refuses(Request(device="cpu", dtype=torch.float64, training=True, learned=True)):
-                same(model, tiled, positions)
-    if not found:
-        raise Skip(f"{title(subject)} has no trainable parameters.")
+    """In float64 every trainable parameter gets the gradient that finite differences find, through every kernel."""
+    for make, positions in learners(subject, (*WITHIN, *BEYOND)):
+        model = make()
+        expected = pull(model, positions, "Through Eager")
+        differences(model, positions, expected)
+        for name, kernel in plugins.classes("zoo.kernels").items():
+            if kernel.form == Eager.form and kernel is not Eager:
+                try:
+                    other = make(kernel)
+                    other.check(device="cpu", dtype=torch.float64, training=True, mask=frozenset(), extent=20)
+                except (Skip, ZooError):
+                    continue
+                if other.geometry == model.geometry:
+                    same(pull(other, positions, f"Through {name}"), expected, 1e-6, f"Through {name}")
 
 
-def loss(model: Trunk, positions: Tensor) -> Tensor:
-    """A number that depends on all of the model's attention."""
-    tokens = model.geometry.prefix + len(positions)
-    out = model(content()[:2, :tokens], positions, positions, len(positions), Mask(causal=model.geometry.causal))
-    return (out * content()[2:, :tokens]).sum()
-
-
-def slopes(model: Trunk, positions: Tensor) -> None:
+def differences(model: Trunk, positions: Tensor, expected: Gradients) -> None:
     """Compare gradients with central differences along random directions."""
-    model.zero_grad()
-    loss(model, positions).backward()
-    for name, parameter in model.position.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        assert parameter.grad is not None, (
-            f"The parameter {name} gets no gradient: it was detached, or does not reach the logits. "
-            "Freeze it with requires_grad_(False) if that is meant."
-        )
-        assert parameter.grad.abs().max() > 0, f"The gradient of the parameter {name} is zero everywhere."
+    for name, parameter in learned(model).items():
         for _ in range(3):
-            size = 3e-3 * float(parameter.detach().square().mean().sqrt().clamp(min=1e-2))
-            step = size * torch.randn_like(parameter)
+            step = torch.randn_like(parameter)
+            step *= 1e-6 * parameter.detach().norm().clamp(min=1e-2) / step.norm()
             values = []
-            for sign in (1, -1):
-                with torch.no_grad():
+            with torch.no_grad():
+                for sign in (1, -2, 1):
                     parameter.add_(sign * step)
                     values.append(float(loss(model, positions)))
-                    parameter.sub_(sign * step)
-            difference, expected = (values[0] - values[1]) / 2, float((parameter.grad * step).sum())
-            room = 2e-2 * max(abs(difference), abs(expected)) + 1e-6 * (1 + abs(values[0]))
-            assert abs(difference - expected) <= room, (
-                f"The gradient of the parameter {name} is wrong: a step changes the loss by {difference:.4g}, "
-                f"its gradient says {expected:.4g}. Part of it is detached, or passes through rounding."
-            )
-
-
-def same(model: Trunk, other: Trunk, positions: Tensor) -> None:
-    """Compare gradients of two kernels."""
-    other.zero_grad()
-    loss(other, positions).backward()
-    parameters = zip(model.position.named_parameters(), other.position.parameters(), strict=True)
-    for (name, parameter), twin in parameters:
-        if parameter.requires_grad and parameter.grad is not None:
-            kernel = type(other.kernel).__name__
-            assert twin.grad is not None, f"The parameter {name} gets no gradient through {kernel}: is it in `tensors`?"
-            scale = float(parameter.grad.abs().max())
-            close(
-                twin.grad, parameter.grad, 1e-5 * scale, f"The gradient of {name} differs between Eager and {kernel}."
+            found, said = (values[0] - values[1]) / 2, float((expected[name] * step).sum())
+            room = 1e-5 * float(expected[name].norm() * step.norm()) + 1e-13 * (1 + abs(values[0]))
+            assert abs(found - said) <= room, (
+                f"The gradient of the parameter {name} is wrong: a step changes the loss by {found:.4g}, the gradient "
+                f"says {said:.4g}. Part of it is detached, or a module in float64 does not compute in float64."
             )
 
 
 @check
 @torch.enable_grad()
-def tensors(subject: Subject) -> None:
-    """A rung names the tensors that it reads, computed in forward: no parameter, no module, nothing in a closure."""
-    used = 0
-    for geometry, positions in ((GEOMETRY, line(8)), (GRID, grid(4, 6))):
-        try:
-            model = trunk(subject, geometry)
-        except Skip:
-            continue
-        encoding = encode(model.position, positions, 24)
-        used += encoding.bias is not None
-        if encoding.bias is not None:
-            rung_holds(encoding.bias)
-        if isinstance(encoding.bias, Pointwise):
-            one_by_one(encoding.bias)
-    if not used:
-        raise Skip(f"{title(subject)} adds no bias.")
+def checkpointing(subject: Subject) -> None:
+    """Where blocks are recomputed in backward, parameters get the gradients that they get without."""
+    for make, positions in learners(subject):
+        for name in ("Eager", "Tiled"):
+            how, kernel = f"With activation checkpointing, through {name},", installed(name) or Eager
+            expected = pull(make(kernel, layers=2), positions, f"Through {name}")
+            same(pull(make(kernel, layers=2, checkpointing=True), positions, how), expected, 1e-9, how)
 
 
-def rung_holds(bias: Bias) -> None:
-    """Look for parameters and modules where none may be."""
-    advice = "Gradients of what a rung does not name are lost when a kernel recomputes."
-    for tensor in bias.tensors:
-        assert isinstance(tensor, Tensor), f"`tensors` of the bias holds {type(tensor).__name__}, not only tensors."
-        assert not (tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, nn.Parameter))), (
-            f"`tensors` of the bias holds a parameter {tuple(tensor.shape)} itself: hand over something computed from "
-            f"it, at least `parameter * 1`. {advice}"
-        )
-    value = getattr(bias, "value", None)
-    if value is not None:
-        for path, thing in held(value, "value"):
-            what = "a parameter" if isinstance(thing, nn.Parameter) else f"a {type(thing).__name__}"
-            raise AssertionError(
-                f"The bias's function keeps {what} in `{path}`: name the tensors that it reads in `tensors` and take "
-                f"them as arguments. {advice}"
-            )
-    if not isinstance(bias, Logits):
-        rows, columns = slice(0, bias.prefix + bias.queries), slice(0, bias.prefix + bias.keys)
-        whole = bias.block(rows, columns)
-        close(
-            bias.heads(1, 3).block(rows, columns),
-            whole[:, 1:3],
-            0.0,
-            "Some heads of the bias are not those of the whole.",
-        )
+@check
+@torch.enable_grad()
+def mixed(subject: Subject) -> None:
+    """Under bf16 autocast parameters get the gradients of float64, as far as bfloat16 goes."""
+    for make, positions in learners(subject):
+        expected = pull(make(layers=2), positions, "Through Eager")
+        with torch.autocast("cpu", torch.bfloat16):
+            found = pull(make(layers=2).float(), positions, "Under bf16 autocast")
+        same(found, expected, 0.1, "Under bf16 autocast")
 
 
-def one_by_one(bias: Pointwise) -> None:
-    """FlexAttention calls the function with one index at a time."""
-    whole = bias.values(slice(0, bias.queries), slice(0, bias.keys))
-    for h, i, j in ((0, 0, 0), (1, bias.queries - 1, 2), (bias.count - 1, 3, 1)):
-        one = bias.value(*(torch.tensor(index) for index in (0, h, i, j)), *bias.tensors)
-        assert one.ndim == 0, f"Called with single indices, the bias's function gives the shape {tuple(one.shape)}."
-        close(one, whole[0, h, i, j], 1e-6, "Called with single indices, the bias's function gives another value.")
-
-
-def held(thing: Any, path: str, seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """Tensors and modules that a function keeps hold of, each with the way to it."""
-    seen = set() if seen is None else seen
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, Tensor | nn.Module):
-        yield path, thing
-    elif isinstance(thing, partial):
-        for part in (thing.func, *thing.args, *thing.keywords.values()):
-            yield from held(part, path, seen)
-    elif isinstance(thing, list | tuple | set):
-        for part in thing:
-            yield from held(part, path, seen)
-    elif isinstance(thing, dict):
-        for key, part in thing.items():
-            yield from held(part, f"{path}[{key!r}]", seen)
-    elif inspect.ismethod(thing):
-        yield from held(thing.__self__, f"{path}.__self__", seen)
-        yield from held(thing.__func__, path, seen)
-    elif inspect.isfunction(thing):
-        for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
-            try:
-                yield from held(cell.cell_contents, name, seen)
-            except ValueError:  # a name that was not assigned
-                continue
-        yield from held(thing.__defaults__ or (), f"a default of {thing.__name__}", seen)
-        yield from held(thing.__kwdefaults__ or {}, f"a default of {thing.__name__}", seen)
+@check
+@torch.enable_grad()
+def compiled(subject: Subject, backend: str = "aot_eager", kernels: tuple[str, ...] = ("Eager",)) -> None:
+    """Inside a compiled model parameters get the gradients that they get in eager mode."""
+    make, positions = next(learners(subject))
+    for name in kernels:
+        how, model = f"In a model compiled by {backend}, through {name},", make(installed(name) or Eager)
+        expected = pull(model, positions, f"Through {name}")
+        torch.compiler.reset()  # or torch would stop compiling after some models, and nothing would be compared
+        model.compile(backend=backend)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            same(pull(model, positions, how), expected, 1e-6, how)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import cycle, product
 
@@ -21,7 +20,7 @@ from zoo.bias import LADDER, Dense, Slopes, carries
 from zoo.errors import ZooError
 from zoo.kernel import Kernel
 from zoo.testing.cases import MASKS, RUNGS, Case
-from zoo.testing.probe import Check, Skip, Subject, build, check, close, title
+from zoo.testing.probe import Check, Skip, Subject, build, check, close, deterministic, title
 from zoo.testing.settings import keywords
 
 Leaves = dict[str, Tensor]
@@ -123,10 +122,10 @@ def biases(subject: Subject, device: str) -> None:
 def lengths(subject: Subject, device: str) -> None:
     """Any length serves, whether or not it is a multiple of a block, and so do queries behind a cache."""
     shapes = (1, 1), (7, 7), (65, 65), (130, 130), (1, 40), (5, 33), (70, 140)
-    rungs = cycle(RUNGS)
+    rungs = cycle(rung for rung in RUNGS if carries(build(subject, Case().geometry()).fuses, rung))
     cases = [
         Case(rung=next(rungs), mask=mask, queries=q, keys=k, hidden=min(k - 1, 7))
-        for mask, (q, k) in product(("causal", "padding", "sinks", "window"), shapes)
+        for mask, (q, k) in product(("causal", "padding", "sinks", "window", "document"), shapes)
     ]
     survey(subject, cases, device)
 
@@ -170,7 +169,8 @@ def blind(subject: Subject, device: str) -> None:
 @plain
 def double(subject: Subject, device: str) -> None:
     """In float64, where it does not refuse it, it is exact to float64."""
-    survey(subject, (Case(rung=rung, mask="all") for rung in RUNGS), device, torch.float64, 1e-9)
+    cases = [Case(rung=rung, mask=mask) for rung, mask in product(RUNGS, ("all", "document"))]
+    survey(subject, cases, device, torch.float64, 1e-9)
 
 
 @plain
@@ -243,21 +243,11 @@ def repeats(subject: Subject, device: str) -> None:
     each((Case(rung=rung, queries=70, keys=70) for rung in RUNGS), twice)
 
 
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """torch's deterministic mode, for a while."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
 @check
 def compiled(subject: Subject, device: str = "cpu") -> None:
     """With whatever it compiles compiled, it gives the values and gradients of the reference."""
-    few = (Case(rung=Slopes, mask="document", queries=130, keys=130),)
+    rung = Slopes if carries(build(subject, Case().geometry()).fuses, Slopes) else None
+    few = [Case(rung=rung, mask="document", queries=130, keys=130)]
     many = [Case(rung=rung, mask=mask) for rung, mask in zip(cycle(RUNGS), MASKS)]
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

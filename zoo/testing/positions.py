@@ -9,18 +9,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.bias import Logits
-from zoo.cache import Cache
 from zoo.errors import ZooError
 from zoo.kernel import Eager
 from zoo.position import Encoding, Rotation
-from zoo.testing.gradients import gradients, tensors
+from zoo.testing.gradients import checkpointing, compiled, gradients, mixed
 from zoo.testing.probe import (
     GEOMETRY,
     GRID,
@@ -31,7 +29,7 @@ from zoo.testing.probe import (
     check,
     close,
     content,
-    decoder,
+    deterministic,
     encode,
     line,
     settle,
@@ -39,6 +37,8 @@ from zoo.testing.probe import (
     trunk,
     weights,
 )
+from zoo.testing.rungs import tensors
+from zoo.testing.sequences import decoding, packing, rows
 from zoo.testing.settings import keywords, settings
 from zoo.trunk import Trunk
 from zoo.vit import ViT, grid
@@ -88,27 +88,6 @@ def told_apart(model: Trunk, start: int, extent: int) -> bool:
 
 
 @check
-def decoding(subject: Subject) -> None:
-    """Decoding token by token from a cache gives the logits of the full forward of the same extent."""
-    tokens, parts = torch.arange(48).view(2, 24) * 7 % 32, (9, 1, 1, 5, 1, 7)
-    for length in (16, 64):  # beyond its training length where it can go there
-        model = decoder(subject, length=length)
-        try:
-            full = model(tokens, extent=24)
-        except ZooError:
-            continue
-        cache = Cache(24)
-        steps = torch.cat([model(part, cache=cache) for part in tokens.split(parts, 1)], 1)
-        close(
-            steps,
-            full,
-            1e-5,
-            f"Logits of cached decoding are not those of the full forward (trained length {length}, extent 24): "
-            "use the keys' own positions, choose by `extent` and not by the tokens at hand, keep content in `state`.",
-        )
-
-
-@check
 def shift(subject: Subject) -> None:
     """Attention does not change when all positions move together, if and only if the encoding says `relative`."""
     model = trunk(subject)
@@ -144,21 +123,38 @@ def growth(subject: Subject) -> None:
     )
 
 
+def shuffled(model: Trunk, positions: Tensor) -> None:
+    """In a model that looks both ways, tokens given in another order attend as before."""
+    prefix, count = model.geometry.prefix, len(positions)
+    order, x = torch.randperm(count), content()[:1, : prefix + count]
+    both = torch.cat((torch.arange(prefix), order + prefix))
+    close(
+        weights(model, positions[order], count, x[:, both]),
+        weights(model, positions, count, x)[..., both, :][..., both],
+        1e-5,
+        "Tokens given in another order, with their positions, attend differently: read `queries` and `keys`, do not "
+        "number the tokens.",
+    )
+
+
+@check
+def bidirectional(subject: Subject) -> None:
+    """In a model that looks both ways it is refused, or it tells keys ahead of a query as it tells those behind."""
+    model, positions = trunk(subject, replace(GEOMETRY, causal=False, prefix=1)), line(21)
+    shuffled(model, positions)
+    middle = weights(model, positions, 21, content()[:1, :1].expand(1, 22, -1))[0, :, 11, 1:]
+    behind, ahead = (float((part.amax(-1) - part.amin(-1)).max()) for part in (middle[:, :10], middle[:, 11:]))
+    assert ahead > 1e-7 or behind <= 1e-7, (
+        "In a model that is not causal, keys before a query are told apart by their distance and keys after it are "
+        "not: refuse geometry.causal = False, or serve negative distances (a table's `lowest` is 1 - extent then)."
+    )
+
+
 @check
 def registers(subject: Subject) -> None:
     """In a vision transformer registers have no position, and every patch of a grid that is not square has its own."""
-    model, prefix = trunk(subject, GRID), GRID.prefix
-    positions, x = grid(4, 6), content()[:1, : prefix + 24]
-    order = torch.randperm(24)
-    both = torch.cat((torch.arange(prefix), order + prefix))
-    moved = weights(model, positions[order], 24, x[:, both])
-    close(
-        moved,
-        weights(model, positions, 24, x)[..., both, :][..., both],
-        1e-5,
-        "Patches given in another order, with their positions, attend differently: read `queries` and `keys`, "
-        "do not number the tokens.",
-    )
+    model, prefix, positions = trunk(subject, GRID), GRID.prefix, grid(4, 6)
+    shuffled(model, positions)
     plain = weights(model, positions, 24, content()[:1, :1].expand(1, prefix + 24, -1))[0, :, prefix:].transpose(0, 1)
     gaps = (plain.unsqueeze(0) - plain.unsqueeze(1)).abs().flatten(2).amax(-1) + torch.eye(24)
     if gaps.triu(1).max() > 1e-7:  # it does tell positions
@@ -214,77 +210,62 @@ def storage(subject: Subject) -> None:
         "A module loaded from a state dict does not give the same bits: something random is neither parameter nor "
         "persistent buffer, or a cache outlives the loading."
     )
-
-
-@check
-def rows(subject: Subject) -> None:
-    """Positions that differ between the rows of a batch, as with padding, give what each row gives alone."""
-    model, cases = trunk(subject), [line(12), line(12, 5), torch.cat((line(7), line(5)))]
-    together = weights(model, torch.stack(cases), 64)
-    for number, positions in enumerate(cases):
-        close(
-            together[number],
-            weights(model, positions, 64, content()[number : number + 1, :12])[0],
-            1e-5,
-            f"Row {number} of a batch with positions [batch, tokens, axes] attends differently than alone.",
-        )
-    words = decoder(subject)
-    tokens, padding = torch.arange(40).view(2, 20) * 7 % 32, torch.tensor([6, 0])
-    close(
-        words(tokens, padding=padding, extent=20)[0, 6:],
-        words(tokens[:1, 6:], extent=20)[0],
-        1e-5,
-        "A row with padding to its left gives other logits than the row without it.",
+    try:
+        with torch.device("meta"):
+            bare = build(subject, model.geometry)
+        with deterministic():  # memory that nobody has written to is NaN
+            bare.to_empty(device="cpu")
+        bare.load_state_dict(state)
+    except Exception as error:
+        raise AssertionError(
+            f"Built under torch.device('meta'), as sharded training does, it raises {type(error).__name__}: {error}"
+        ) from error
+    other.positions[0] = bare
+    assert torch.equal(weights(other, line(20), 64), weights(model, line(20), 64)), (
+        "Built under torch.device('meta') and loaded, it does not give the same bits: a constant that is in no state "
+        "dict has to be computed anew when the module moves (override `_apply`)."
     )
 
 
 @check
-def packing(subject: Subject) -> None:
-    """Documents packed into one sequence give the logits that each of them gives alone."""
-    model = decoder(subject)
-    tokens = torch.arange(48).view(2, 24) * 5 % 32
-    ends = (0, 5, 14, 24), (0, 11, 12, 24)
-    documents = torch.stack([torch.bucketize(torch.arange(24), torch.tensor(e[1:-1]), right=True) for e in ends])
-    together = model(tokens, documents=documents, extent=24)
-    for row, borders in enumerate(ends):
-        for start, stop in pairwise(borders):
-            close(
-                together[row, start:stop],
-                model(tokens[row : row + 1, start:stop], extent=24)[0],
-                1e-5,
-                f"The document at {start}..{stop} of row {row} gives other logits when packed with others: positions "
-                "start anew in each document, and nothing may be counted across.",
-            )
-
-
-@check
 def geometry(subject: Subject) -> None:
-    """A geometry that it cannot serve is refused with a ZooError, one that it serves gives finite numbers."""
+    """A geometry that it cannot serve is refused with a ZooError when it is built; others give finite numbers."""
     cases: dict[str, Any] = {
         "the usual decoder": {},
         "a vision transformer": {"length": (4, 6), "prefix": 3, "causal": False},
         "heads of odd width": {"head_dim": 7},
+        "heads of width 1": {"head_dim": 1},
         "heads of width 2": {"head_dim": 2},
         "heads of width 6 in 2-D": {"head_dim": 6, "length": (4, 6), "causal": False},
+        "an odd width": {"dim": 63},
         "three axes": {"length": (2, 3, 4), "causal": False},
+        "a grid of one row": {"length": (1, 6), "causal": False},
+        "a causal grid": {"length": (4, 6)},
         "a single head": {"heads": 1, "kv_heads": 1},
         "three heads": {"heads": 3, "kv_heads": 3},
         "one key head": {"kv_heads": 1},
         "a length of 1": {"length": (1,)},
+        "a length of 2": {"length": (2,)},
+        "an encoder of text": {"causal": False},
         "an encoder of text with a class token": {"causal": False, "prefix": 1},
     }
     served, reason = 0, ""
     for case, change in cases.items():
         g = replace(GEOMETRY, **change)
-        for extent in (g.length[0], 4 * g.length[0]):
-            axes = [torch.arange(min(size, 8)) for size in g.length]
-            positions = torch.cartesian_prod(*axes).float().view(-1, g.axes)
+        size = torch.Size(g.length).numel()
+        positions = torch.cartesian_prod(*(torch.arange(min(n, 8)) for n in g.length)).float().view(-1, g.axes)
+        for extent in (size, 4 * size):
+            position = None
             try:
-                encoding = encode(subject(g), positions, extent)
-                found = [*parts(encoding)]
+                position = subject(g)
+                encoding = encode(position, positions, extent)
             except ZooError as error:
                 reason = str(error)
                 assert reason, f"For {case} the refusal is empty: say what was asked, why not, and what would work."
+                assert position is None or extent > size, (
+                    f"For {case} it is built, and then refuses the very length that it was built for ({reason}): "
+                    "what the geometry decides is refused in __init__."
+                )
                 continue
             except Exception as error:
                 raise AssertionError(
@@ -292,13 +273,13 @@ def geometry(subject: Subject) -> None:
                     "with a ZooError that says why."
                 ) from error
             served += 1
-            for name, tensor in found:
+            for name, tensor in parts(encoding):
                 assert tensor.isfinite().all(), f"For {case} the {name} is not finite: refuse it, or repair it."
             if encoding.bias is not None and not isinstance(encoding.bias, Logits):
                 tokens = slice(0, g.prefix + len(positions))
-                found_shape, shape = encoding.bias.block(tokens, tokens).shape[1:], (g.heads, tokens.stop, tokens.stop)
-                assert found_shape == shape, (
-                    f"For {case} the bias is {tuple(found_shape)}, and [heads, queries, keys] are {shape}, prefix "
+                found, shape = encoding.bias.block(tokens, tokens).shape[1:], (g.heads, tokens.stop, tokens.stop)
+                assert found == shape, (
+                    f"For {case} the bias is {tuple(found)}, and [heads, queries, keys] are {shape}, prefix "
                     "included: give the rung prefix=geometry.prefix."
                 )
     assert served, f"It refuses every geometry that was tried. The last reason: {reason}"
@@ -349,8 +330,12 @@ CHECKS = (
     rows,
     packing,
     registers,
+    bidirectional,
     tensors,
     gradients,
+    checkpointing,
+    mixed,
+    compiled,
     autocast,
     storage,
 )

@@ -7,13 +7,15 @@ sentence for the author, or `Skip` with the reason why it does not apply.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zoo import plugins
 from zoo.bias import Bias
@@ -97,14 +99,20 @@ def build(make: Callable[[Geometry], Any], geometry: Geometry) -> Any:
 
 
 def trunk(
-    subject: Subject, geometry: Geometry = GEOMETRY, *, kernel: Subject = Lens, seed: int = 0, layers: int = 1
+    subject: Subject,
+    geometry: Geometry = GEOMETRY,
+    *,
+    kernel: Subject = Lens,
+    seed: int = 0,
+    layers: int = 1,
+    checkpointing: bool = False,
 ) -> Trunk:
     """A float64 trunk whose weights depend on nothing but their shapes; its encoding is float32, parameters stirred."""
 
     def make(g: Geometry) -> Trunk:
         torch.manual_seed(seed)
         same = {key: getattr(g, key) for key in ("dim", "heads", "kv_heads", "head_dim", "length", "prefix", "causal")}
-        return Trunk(**same, position=subject, kernel=kernel, layers=layers, std=STD)
+        return Trunk(**same, position=subject, kernel=kernel, layers=layers, checkpointing=checkpointing, std=STD)
 
     model: Trunk = build(make, geometry)
     settle(model)
@@ -174,5 +182,17 @@ def installed(name: str) -> type[Kernel] | None:
 
 def encode(position: PositionEncoding, positions: Tensor, extent: int) -> Encoding:
     """What an encoding says, given hidden states if it wants them."""
-    x = content()[:1, : position.geometry.prefix + positions.shape[-2]].float()
+    g = position.geometry
+    x = functional.pad(content()[:1, : g.prefix + positions.shape[-2]].float(), (0, g.dim - GEOMETRY.dim))
     return position(positions, positions, extent, x if position.content else None)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """torch's deterministic mode, for a while."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

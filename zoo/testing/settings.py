@@ -47,6 +47,9 @@ def settings(subject: Subject) -> None:
     """Every argument of the constructor changes something: a number that reaches nothing is a silent lie."""
     choices = {argument.name: list(candidates(subject, argument)) for argument in arguments(subject)}
     fixed: dict[str, Any] = dict(subject.keywords) if isinstance(subject, partial) else {}
+    for argument in arguments(subject):  # what a fixed choice rules out may matter with the default one
+        if argument.name in fixed:
+            choices[argument.name].append(argument.default)
     memo: dict[str, list[Any]] = {}
 
     def seen(values: dict[str, Any]) -> list[Any]:
@@ -85,29 +88,37 @@ def candidates(subject: Subject, argument: Any) -> Iterator[Any]:
         elif hint is bool:
             values = (True, False)
         elif hint is int:
-            values = (default * 2, max(default // 2, 1), default + 1, 4) if known else (2, 4, 8, 16)
+            values = (default * 2, max(default // 2, 1), default + 1, 4) if known else (2, 4, 8, 16, 128)
         elif hint is float:
             values = (default * 2.0, default * 0.5, 0.25) if known else (0.5, 2.0, 100.0)
+        elif get_origin(hint) is tuple and isinstance(default, tuple):
+            values = tuple(tuple(part * factor for part in default) for factor in (2, 3))
         yield from (value for value in values if value != default)
 
 
 def fingerprint(subject: Subject) -> list[Any]:
-    """All that can be seen of an encoding, in some geometries; None where it refuses one."""
+    """All that can be seen of an encoding, in some geometries; None where it cannot be built."""
     found: list[Any] = []
     wide = replace(GEOMETRY, dim=96, heads=6, kv_heads=6)  # heads that are no power of two
-    places = (GEOMETRY, line(16), 64), (GEOMETRY, line(16, 200), 256), (wide, line(16), 64), (GRID, grid(4, 6), 24)
-    for geometry, positions, extent in places:
+    text = (GEOMETRY, line(16), 64), (GEOMETRY, line(16, 200), 256), (wide, line(16), 64)
+    grids = (GRID, grid(4, 6), 24), (GRID, grid(6, 9), 54), (GRID, grid(3, 4), 12)
+    for geometry, positions, extent in (*text, *grids):
         try:
             torch.manual_seed(0)
             position = subject(geometry)
-            facts = [position.relative, position.per_layer, position.content]
-            facts += [parameter.requires_grad for parameter in position.parameters()]
-            tensors = list(position.state_dict().values())
-            x = torch.randn(1, geometry.prefix + len(positions), geometry.dim, dtype=torch.float64)
-            tensors += [weights(trunk(subject, geometry), positions, extent, x)]
-            found.append((facts, tensors))
+            model = trunk(subject, geometry)
         except (ZooError, Skip):
             found.append(None)
+            continue
+        facts = [position.relative, position.per_layer, position.content]
+        facts += [parameter.requires_grad for parameter in position.parameters()]
+        tensors = list(position.state_dict().values())
+        x = torch.randn(1, geometry.prefix + len(positions), geometry.dim, dtype=torch.float64)
+        try:
+            tensors += [weights(model, positions, extent, x)]
+        except ZooError:
+            facts += ["refused"]
+        found.append((facts, tensors))
     return found
 
 

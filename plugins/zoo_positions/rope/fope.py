@@ -4,18 +4,22 @@ Two definitions exist that read no checkpoints of each other. "production" is th
 square module for the whole model, a matrix per key head. "paper" is the authors' training code: a module per layer, a
 matrix per query head, at most head_dim / 4 series. What they share stands here once; the argument `dialect` picks the
 four places where they differ (`survivors`, the number of series, whose heads, which draws).
+
+On a grid each axis is a FoPE of half the width: the rows' is the module itself, the columns' a second one within it.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from zoo.errors import ZooError
 from zoo.position import Encoding, Geometry, Rotation
@@ -62,15 +66,21 @@ class FoPE(Waves):
     deviation gain sqrt(2 / (d (D + heads))), since the references apply Xavier to the three-dimensional tensor: 0.02
     for a gain of 0.3.
 
-    Raises ZooError for a model with two axes, an odd head_dim, grouped heads in the paper dialect, and arguments that
-    contradict each other.
+    On a grid, which is our own extension and no published model's, the first half of the pairs follows the row and the
+    second half the column, as in RoPE's axial form. Each half is all of the above with head_dim / 2 for head_dim, its
+    own D, d and matrices, and as `floor` the number of rows or columns, not of patches. A grid needs 7 of either.
+
+    Raises ZooError for three axes, a head_dim that is no multiple of two channels per axis, grouped heads in the paper
+    dialect, and arguments that contradict each other.
 
     Args:
         base: Of the waves, as in RoPE.
         dialect: "production": one module, a matrix per key head, as inference engines serve it; "paper": a module per
             layer, a matrix per query head, at most head_dim / 4 series, as the authors trained it.
         floor: A wave is kept if it completes a turn within so many positions; default: the length of first training.
-        num_inv_freq: D itself, which `floor` then does not change; default: counted. Checkpoints store both.
+            On a grid a number for both axes, or [rows, columns].
+        num_inv_freq: D itself, which `floor` then does not change; default: counted. Checkpoints store both. On a grid
+            a number for both axes, or [rows, columns].
         gain: Strength of the noise: Xavier's gain, or the standard deviation for eye_norm. Default: 0.3 with an
             identity, 1 without, as in the authors' code.
         init: Start of the matrices: the identity (eye), noise (norm: normal, uniform), or their sum.
@@ -88,8 +98,8 @@ class FoPE(Waves):
         *,
         base: float = 10000.0,
         dialect: Literal["production", "paper"] = "production",
-        floor: int | None = None,
-        num_inv_freq: int | None = None,
+        floor: int | list[int] | None = None,
+        num_inv_freq: int | list[int] | None = None,
         gain: float | None = None,
         init: Literal[
             "eye", "eye_norm", "eye_xavier_norm", "eye_xavier_uniform", "xavier_norm", "xavier_uniform"
@@ -100,14 +110,13 @@ class FoPE(Waves):
         ignore_zero: bool = True,
     ) -> None:
         paper, eye, noise = dialect == "paper", init.startswith("eye"), init != "eye"
-        pairs = geometry.head_dim // 2
-        if geometry.axes != 1:
-            raise ZooError(
-                f"FoPE tells one axis, and this model has {geometry.axes}: a form on a grid is another encoding. "
-                "Try:  --model.position RoPE"
-            )
-        if geometry.head_dim % 2:
-            raise ZooError(f"FoPE turns pairs of channels and needs an even head_dim; here it is {geometry.head_dim}.")
+        axes, width = geometry.axes, geometry.head_dim // geometry.axes
+        pairs = width // 2
+        if axes > 2:
+            raise ZooError(f"FoPE tells one axis or two, and this model has {axes}. Try:  --model.position RoPE")
+        if geometry.head_dim % (2 * axes):
+            needs = "an even head_dim" if axes == 1 else "as many for rows as for columns, a head_dim of 4, 8, 12 ..."
+            raise ZooError(f"FoPE turns pairs of channels and needs {needs}; here it is {geometry.head_dim}.")
         if paper and geometry.heads != geometry.kv_heads:
             raise ZooError(
                 "FoPE's paper dialect has a matrix per query head and applies it to the keys, which grouped heads rule "
@@ -124,20 +133,23 @@ class FoPE(Waves):
                 f"FoPE cannot use the gain {gain} with the init {init}: it is the strength of the noise, 0 or more, "
                 "and eye has no noise. Leave it out, or try:  --model.position.init eye_xavier_norm"
             )
-        floor = geometry.length[0] if floor is None else floor
-        kept = survivors(base, geometry.head_dim, floor, dialect) if num_inv_freq is None else num_inv_freq
+        floors, counts = each("floor", floor, axes), each("num_inv_freq", num_inv_freq, axes)
+        least = geometry.length[0] if floors[0] is None else floors[0]
+        kept = survivors(base, width, least, dialect) if counts[0] is None else counts[0]
         if not 1 <= kept <= pairs:
             raise ZooError(
-                f"FoPE cannot keep {kept} of the {pairs} waves of head_dim {geometry.head_dim} (base {base}, floor "
-                f"{floor}). Raise --model.position.floor (7 keeps the first wave), or set "
+                f"FoPE cannot keep {kept} of the {pairs} waves of {width} channels (base {base}, floor {least}). "
+                "Raise --model.position.floor (7 keeps the first wave), or set "
                 f"--model.position.num_inv_freq between 1 and {pairs}"
             )
         still = 0 if ignore_zero else pairs - kept
-        super().__init__(geometry, base=base, width=geometry.head_dim, kept=kept, still=still)
+        super().__init__(geometry, base=base, width=width, kept=kept, still=still)
         waves = kept + still
-        series = min(waves, geometry.head_dim // 4) if paper and ignore_zero else waves
+        series = min(waves, width // 4) if paper and ignore_zero else waves
         if series < 1:
-            raise ZooError(f"FoPE's paper dialect needs a head_dim of 4 or more; this model's is {geometry.head_dim}.")
+            raise ZooError(
+                f"FoPE's paper dialect needs a head_dim of {4 * axes} or more; this model's is {geometry.head_dim}."
+            )
         dead = series - len(anchors(waves, series)) if eye else 0
         if normalize and dead and not (noise and gain != 0):
             raise ZooError(
@@ -150,7 +162,7 @@ class FoPE(Waves):
                 f"starts at wave {-(-waves // series)} j, and the last {dead} find none and start as noise about zero. "
                 "The authors' code does the same; the production dialect has no dead columns."
             )
-        self.dialect, self.floor, self.init = dialect, floor, init
+        self.dialect, self.floor, self.init = dialect, least, init
         self.gain = gain if gain is not None else 0.3 if eye else 1.0
         self.padding, self.normalize = padding, normalize
         self.per_layer = paper
@@ -158,15 +170,36 @@ class FoPE(Waves):
         # Parameters even where frozen, so that whatever synchronises ranks synchronises these draws.
         self.sin_coef = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=trainable)
         self.cos_coef = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=trainable)
+        self.columns: FoPE | None = None
         self.reset_parameters()
+        if axes == 2:
+            self.columns = FoPE(
+                replace(geometry, head_dim=width, length=geometry.length[1:]),
+                base=base,
+                dialect=dialect,
+                floor=floors[1],
+                num_inv_freq=counts[1],
+                gain=gain,
+                init=init,
+                trainable=trainable,
+                padding=padding,
+                normalize=normalize,
+                ignore_zero=ignore_zero,
+            )
 
     @property
     def relative(self) -> bool:  # type: ignore[override]
         """Whether the matrices are the identity they started from, without noise."""
-        return all(bool((coef == self.identity().to(coef)).all()) for coef in (self.sin_coef, self.cos_coef))
+        clean = all(bool((coef == self.identity().to(coef)).all()) for coef in (self.sin_coef, self.cos_coef))
+        return clean and (self.columns is None or self.columns.relative)
 
     def pinned(self) -> dict[str, Any]:
-        return {"floor": self.floor, "num_inv_freq": self.kept}
+        if self.columns is None:
+            return {"floor": self.floor, "num_inv_freq": self.kept}
+        return {"floor": [self.floor, self.columns.floor], "num_inv_freq": [self.kept, self.columns.kept]}
+
+    def tuned(self, kind: torch.dtype) -> Tensor:
+        return super().tuned(kind)[:1]  # the columns keep their own
 
     def identity(self) -> Tensor:
         """The matrix without noise, [waves, series]."""
@@ -192,6 +225,8 @@ class FoPE(Waves):
                 nn.init.xavier_uniform_(coef, self.gain)
             if self.init.startswith("eye"):
                 coef.add_(self.identity().to(coef))
+        if self.columns is not None:
+            self.columns.reset_parameters()
 
     def forward(
         self,
@@ -201,7 +236,19 @@ class FoPE(Waves):
         hidden: Tensor | None = None,
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
-        angle = angles(queries, self.frequencies, extent)
+        cos, sin = self.tables(queries[..., :1], extent)
+        waves, prefix = self.frequencies, self.geometry.prefix
+        if self.columns is not None:
+            cos, sin = (
+                torch.cat(halves, -1)
+                for halves in zip((cos, sin), self.columns.tables(queries[..., 1:], extent), strict=True)
+            )
+            waves = pad_sequence([waves[0], self.columns.frequencies[0]], batch_first=True)
+        return Encoding(rotation=Rotation(cos, sin, waves, prefix=prefix, isometric=False))
+
+    def tables(self, positions: Tensor, extent: int) -> tuple[Tensor, Tensor]:
+        """cos and sin, [1 or batch, heads, tokens, pairs], at the positions [..., tokens, 1] along this axis."""
+        angle = angles(positions, self.frequencies, extent)
         angle = angle if angle.ndim == 3 else angle[None]
         waves = torch.stack((angle.cos(), angle.sin()))  # [2, batch, tokens, waves]
         coefs = torch.stack((self.cos_coef, self.sin_coef))  # [2, heads, waves, series]
@@ -214,11 +261,19 @@ class FoPE(Waves):
         with torch.autocast(angle.device.type, enabled=False):
             table = waves.to(wide).flatten(1, 2) @ coefs.to(wide).transpose(1, 2).flatten(2)
         table = table.to(self.frequencies.dtype).view(2, *angle.shape[:2], *coefs.shape[1::2]).transpose(2, 3)
-        rest = self.geometry.head_dim // 2 - coefs.shape[-1]
+        rest = self.width // 2 - coefs.shape[-1]
         cos = functional.pad(table[0], (0, rest), value=1.0)
         sin = functional.pad(table[1], (0, rest), value=1.0 if self.padding == "diagonal" else 0.0)
-        prefix, own = self.geometry.prefix, self.frequencies
-        return Encoding(rotation=Rotation(cos, sin, own, prefix=prefix, isometric=False))
+        return cos, sin
+
+
+def each(name: str, value: int | list[int] | None, axes: int) -> list[int | None]:
+    """A number for each axis, or a sentence where there are more or fewer."""
+    if not isinstance(value, list | tuple):
+        return [value] * axes
+    if len(value) != axes:
+        raise ZooError(f"FoPE takes one {name}, or one for each of {axes} axes; got {value}.")
+    return [*value]
 
 
 @cache

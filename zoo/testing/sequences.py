@@ -1,0 +1,111 @@
+"""The exam's questions about how sequences are fed: token by token from a cache, packed into one, padded into rows.
+
+Each must give what a plain forward pass gives. That takes encoding and kernel together, since one counts positions and
+the other buffer indices, so it is asked through every installed kernel that does not refuse.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+
+from zoo import plugins
+from zoo.cache import Cache
+from zoo.decoder import Decoder
+from zoo.errors import ZooError
+from zoo.kernel import Eager
+from zoo.testing.probe import Skip, Subject, check, close, content, decoder, line, trunk, weights
+
+
+def everywhere(subject: Subject, kind: str, length: int, ask: Callable[[Decoder, str, float], None]) -> None:
+    """Ask a decoder with each kernel, in float64 where the kernel has that, about sequences under a kind of mask.
+
+    Eager must answer. Another kernel may refuse, even as late as when it is called.
+    """
+    ask(decoder(subject, length=length), "Eager", 1e-5)
+    mask = frozenset({"causal", kind})
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, kernel in plugins.classes("zoo.kernels").items():
+            for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-4)) if kernel is not Eager else ():
+                try:
+                    model = decoder(subject, length=length, kernel=kernel).to(dtype)
+                    model.trunk.check(device="cpu", dtype=dtype, training=False, mask=mask, extent=24)
+                    ask(model, name, tolerance)
+                except (Skip, ZooError):
+                    continue
+                break
+
+
+@check
+def decoding(subject: Subject) -> None:
+    """Decoding token by token from a cache gives the logits of the full forward of the same extent, on any kernel."""
+    tokens, parts = torch.arange(48).view(2, 24) * 7 % 32, (9, 1, 1, 5, 1, 7)
+    padding = torch.tensor([4, 0])
+
+    def ask(model: Decoder, kernel: str, tolerance: float) -> None:
+        try:
+            full = model(tokens, extent=24, padding=padding)
+        except ZooError:
+            return  # a table may end before
+        cache = Cache(24)
+        steps = torch.cat([model(part, cache=cache, padding=padding) for part in tokens.split(parts, 1)], 1)
+        for row, hidden in enumerate(padding):
+            close(
+                steps[row, hidden:],
+                full[row, hidden:],
+                tolerance,
+                f"Logits of cached decoding are not those of the full forward (kernel {kernel}, trained length "
+                f"{model.length}, extent 24): use the keys' own positions, choose by `extent` and not by the tokens at "
+                "hand, keep content in `state`.",
+            )
+
+    for length in (16, 64):  # beyond its training length where it can go there
+        everywhere(subject, "padding", length, ask)
+
+
+@check
+def packing(subject: Subject) -> None:
+    """Documents packed into one sequence give the logits that each of them gives alone, on any kernel."""
+    tokens = torch.arange(48).view(2, 24) * 5 % 32
+    ends = (0, 5, 14, 24), (0, 11, 12, 24)
+    documents = torch.stack([torch.bucketize(torch.arange(24), torch.tensor(e[1:-1]), right=True) for e in ends])
+
+    def ask(model: Decoder, kernel: str, tolerance: float) -> None:
+        together = model(tokens, documents=documents, extent=24)
+        for row, borders in enumerate(ends):
+            for start, stop in pairwise(borders):
+                close(
+                    together[row, start:stop],
+                    model(tokens[row : row + 1, start:stop], extent=24)[0],
+                    tolerance,
+                    f"The document at {start}..{stop} of row {row} gives other logits when packed with others (kernel "
+                    f"{kernel}): positions start anew in each document, and nothing may be counted across.",
+                )
+
+    everywhere(subject, "document", 64, ask)
+
+
+@check
+def rows(subject: Subject) -> None:
+    """Positions that differ between the rows of a batch, as with padding, give what each row gives alone."""
+    model, cases = (trunk(subject), [line(12), line(12, 5), torch.cat((line(7), line(5)))])
+    together = weights(model, torch.stack(cases), 64)
+    for number, positions in enumerate(cases):
+        close(
+            together[number],
+            weights(model, positions, 64, content()[number : number + 1, :12])[0],
+            1e-5,
+            f"Row {number} of a batch with positions [batch, tokens, axes] attends differently than alone.",
+        )
+    words = decoder(subject)
+    tokens, padding = torch.arange(40).view(2, 20) * 7 % 32, torch.tensor([6, 0])
+    close(
+        words(tokens, padding=padding, extent=20)[0, 6:],
+        words(tokens[:1, 6:], extent=20)[0],
+        1e-5,
+        "A row with padding to its left gives other logits than the row without it.",
+    )
