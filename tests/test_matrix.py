@@ -27,7 +27,7 @@ def model(cell: Cell) -> torch.nn.Module:
     }
     if cell.axes == 1:
         return Decoder(vocabulary=32, length=GEOMETRY.length[0], **slots)
-    return ViT(classes=5, channels=1, size=(8, 12), patch=2, **slots)
+    return ViT(classes=5, channels=1, size=(16, 20), patch=2, **slots)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.position}-{cell.kernel}-{cell.axes}")
@@ -60,7 +60,7 @@ def untrainable(cell: Cell) -> list[str]:
 def step(made: torch.nn.Module, axes: int) -> None:
     """A step of training changes every trainable parameter, and the loss falls."""
     answer = torch.arange(48).view(2, 24) % 32 if axes == 1 else torch.tensor([1, 3])
-    asked = answer if axes == 1 else torch.randn(2, 1, 8, 12)
+    asked = answer if axes == 1 else torch.randn(2, 1, 16, 20)
     optimizer = torch.optim.SGD(made.parameters(), lr=0.05)
     losses = []
     for _ in range(3):
@@ -80,15 +80,23 @@ def test_the_matrix_has_every_pair_for_text_and_images():
     assert names == {(p, k, axes) for p in positions for k in kernels for axes in (1, 2)}
 
 
+def refusal(encoding, geometry) -> str:
+    """Why an encoding does not serve a geometry, or nothing."""
+    try:
+        encoding(geometry)
+    except ZooError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("name", plugins.names("zoo.positions"))
 def test_auto_and_eager_serve_whatever_an_encoding_serves(name):
     served = 0
     for axes, geometry in ((1, GEOMETRY), (2, GRID)):
         reasons = {cell.reasons for cell in CELLS if cell.axes == axes and cell.position == name}
-        try:
-            plugins.load("zoo.positions", name)(geometry)
-        except ZooError as error:
-            assert reasons == {(str(error),)}, "no kernel can serve what the encoding refuses"
+        refused = refusal(plugins.load("zoo.positions", name), geometry)
+        if refused:
+            assert reasons == {(refused,)}, "no kernel can serve what the encoding refuses"
             continue
         served += 1
         assert {cell.kernel for cell in CELLS if cell.axes == axes and cell.position == name and not cell.reasons} >= {

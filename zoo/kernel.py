@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.bias import Bias, Logits, carries, rung
 from zoo.errors import ZooError
-from zoo.position import Geometry
+from zoo.position import Exact, Geometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +151,11 @@ class Request:
     size: int | None = None
 
 
-class Kernel(nn.Module):
+class Kernel(Exact):
     """Base class of all attention kernels; built per block, may own parameters.
 
-    A subclass takes the geometry and its own numbers as keywords, all with defaults.
+    A subclass takes the geometry and its own numbers as keywords, all with defaults. Its parameters stay float32 when a
+    model is cast to half precision.
     """
 
     form: str = "softmax"

@@ -23,6 +23,7 @@ __all__ = [
     "Bias",
     "Dense",
     "Encoding",
+    "Exact",
     "Geometry",
     "Logits",
     "NoPE",
@@ -147,7 +148,19 @@ class Encoding:
     scale: float | Tensor = 1.0
 
 
-class PositionEncoding(nn.Module):
+class Exact(nn.Module):
+    """A module whose parameters stay float32 when a model is cast to half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            half = moved.dtype in (torch.float16, torch.bfloat16) and tensor.dtype in (torch.float32, torch.float64)
+            return tensor.to(moved.device) if half else moved
+
+        return super()._apply(keep, recurse)
+
+
+class PositionEncoding(Exact):
     """Base class of all encodings: build it from a geometry, call it with positions, get an `Encoding`.
 
     A subclass takes the geometry and its own numbers as keywords, all with defaults. Its parameters stay float32 when a
@@ -188,14 +201,6 @@ class PositionEncoding(nn.Module):
     def pinned(self) -> dict[str, Any]:
         """Arguments that a checkpoint's config must state, because their defaults were derived."""
         return {}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def keep(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            half = moved.dtype in (torch.float16, torch.bfloat16) and tensor.dtype in (torch.float32, torch.float64)
-            return tensor.to(moved.device) if half else moved
-
-        return super()._apply(keep, recurse)
 
 
 class NoPE(PositionEncoding):

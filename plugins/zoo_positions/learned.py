@@ -1,8 +1,8 @@
 """Learned absolute positions: a row of a table per position, added to the token embeddings.
 
-A position beyond the table is refused: a clamp would give two tokens one position in silence. Text has the declared
-extent checked and costs no device sync; on a grid the look-up checks each axis. An image of another size can have the
-table resampled to its grid, if that is asked for: it is the image's own patches that are stretched over the old ones.
+A position beyond the table is refused: a clamp would give two tokens one position in silence. The check costs no device
+sync: it reads the declared extent, and the look-up checks each axis. An image of another size may have the table
+resampled to its grid, if that is asked for.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ class LogCPB(PositionEncoding):
         sign(dy) log2(1 + 8 |dy| / (H - 1)) / log2(8)    and likewise  dx  with  W - 1
 
     and bias[h, i, j] = 16 sigmoid(v[h] ReLU(w (dy', dx') + b)), with w [hidden, 2], b [hidden] and v [heads, hidden],
-    float32. Weights are drawn from N(0, 0.02), b starts at 0. On every other grid H - 1 and W - 1 stay
-    those of first training; with a single row or column they are 1. Class and register tokens get 0.
-    Swin v2 adds this bias to scaled cosine attention; here it is added to whatever the kernel computes.
+    float32. Weights are drawn from N(0, 0.02), b starts at 0. On every other grid H - 1 and W - 1 stay those of first
+    training; with a single row or column they are 1. Class and register tokens get 0. Swin v2 adds this bias to scaled
+    cosine attention; here it is added to whatever the kernel computes.
 
     Raises ZooError for a model of text. The size of the grid is read off the positions, which waits for a GPU.
 

@@ -197,3 +197,9 @@ def test_it_refuses_what_no_kernel_serves(kernel, monkeypatch):
     monkeypatch.setattr(Auto, "order", staticmethod(lambda request: ("Nowhere",)))
     (reason,) = kernel.refuses(Request(device="cpu"))
     assert reason.startswith("No installed kernel serves this model.")
+
+
+def test_the_learned_logit_stays_float32_in_a_half_precision_model(geometry):
+    kernel = Sink(geometry).to(torch.bfloat16)
+    assert kernel.logit.dtype == torch.float32
+    assert kernel.double().logit.dtype == torch.float64

@@ -77,12 +77,12 @@ def pull(model: Trunk, positions: Tensor, how: str) -> Gradients:
     return found
 
 
-def same(found: Gradients, expected: Gradients, tolerance: float, how: str) -> None:
-    """Compare gradients by their norms; what is tiny beside the others may be rounding about zero."""
+def same(found: Gradients, expected: Gradients, tolerance: float, how: str, tiny: float = 0.01) -> None:
+    """Compare gradients by their norms; what is `tiny` beside the largest may be rounding about zero."""
     most = max(float(right.norm()) for right in expected.values())
     for name, right in expected.items():
         gap, size = float((found[name].double() - right.double()).norm()), float(right.norm())
-        assert gap <= tolerance * (size + most / 100), (
+        assert gap <= tolerance * (size + tiny * most), (
             f"{how} the gradient of the parameter {name} is wrong by {gap:.2g}, where its norm is {size:.2g}: part of "
             "it is lost on the way. Compute in forward all that is learned, and name it in `tensors` of the bias."
         )
@@ -145,7 +145,8 @@ def mixed(subject: Subject) -> None:
         expected = pull(make(layers=2), positions, "Through Eager")
         with torch.autocast("cpu", torch.bfloat16):
             found = pull(make(layers=2).float(), positions, "Under bf16 autocast")
-        same(found, expected, 0.1, "Under bf16 autocast")
+        # A constant of all keys is nothing to a softmax, and what bfloat16 makes of that nothing is larger elsewhere.
+        same(found, expected, 0.1, "Under bf16 autocast", tiny=0.25)
 
 
 @check
