@@ -67,7 +67,8 @@ class RelativeBias(PositionEncoding):
         hidden: Tensor | None = None,
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
-        table, grid = self.table, self.geometry.length
+        table: Tensor = self.table
+        grid = self.geometry.length
         if self.resample == "none":
             asked = size(keys, grid)
             if any(new > old for new, old in zip(asked, grid, strict=True)):
