@@ -1,46 +1,52 @@
 """Tiled: exact attention in memory linear in the length, on any device, with the gradients of any bias.
 
-A block of queries meets whole rows of keys, so a softmax needs no running maximum and a map of the logits sees what it
-would see in Eager. Nothing of size N x N outlives its block: backward computes the block again. Three decisions:
+Queries come in blocks, keys in tiles, heads in turns, so that the logits at hand stay in a CPU's caches and nothing of
+size N x N ever exists: a running softmax keeps its maximum and its sum, and backward computes each tile again from
+them. Five decisions:
 
-- The softmax's gradient is written out (two fused passes, five matrix products); autograd recomputes only what makes
-  the bias. A map of the logits (CoPE, DAPE) is recomputed by autograd as a whole (`zoo_kernels.rows`).
-- Where positions count up by one, as they nearly always do, slopes and tables depend on j - i only, and so do causality
-  and the window. All of it becomes one vector per head, the profile. Rows of a block are taken in reverse: then the
-  block of the profile is a view of it (`unfold`) and its gradient a sum along diagonals, without an index or an atomic.
+- The softmax's gradient is written out, five matrix products a tile; autograd recomputes only what makes the bias. A
+  map of the logits (CoPE, DAPE) wants whole rows and is recomputed as a whole (`zoo_kernels.rows`).
+- A bias that depends on j - i only is one vector per head (`zoo_kernels.profile`), which a tile reads as a view and
+  whose gradient is a sum along diagonals. Any other bias is made for all heads of a tile at once.
+- Tiles of which nothing is seen are left out, so packed documents cost what they would cost one by one.
+- Exponentials are powers of two, which torch computes three times faster; queries and biases are scaled for it.
 - All arithmetic is float32 or better, matrix products included, whatever the inputs and the autocast: CPUs multiply
   bfloat16 slowly, and logits in bfloat16 have 8 bits. On CUDA `torch.set_float32_matmul_precision` applies.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from zoo.kernel import Kernel, Mask
-from zoo.position import Bias, Geometry, Logits, Slopes, Toeplitz
+from zoo.position import Bias, Dense, Geometry, Logits
+from zoo_kernels.profile import diagonal, diagonals, profile, skewed, weavable
 from zoo_kernels.rows import blocks, exact, ordered, rowwise
+
+LOG2E = math.log2(math.e)
 
 
 class Tiled(Kernel):
-    """Softmax attention by blocks of queries: O(length x block) memory, deterministic, trains on any device.
+    """Softmax attention by blocks of queries and tiles of keys: memory linear in the length, trains on any device.
 
-    Source: Rabe and Staats 2021, arXiv:2112.05682 (without their split of the keys). Equal to Eager up to rounding, in
-    values and in the gradients of q, k, v and of every tensor of the bias. Under torch.compile it breaks the graph.
+    Source: Rabe and Staats 2021, arXiv:2112.05682; Dao et al. 2022, arXiv:2205.14135. Equal to Eager up to rounding, in
+    values and in the gradients of q, k, v and of every tensor of the bias, and the same bits twice. Under torch.compile
+    it breaks the graph.
 
     Args:
-        block: Queries in a block; memory grows with it. On two cores 64 to 256 are equally fast.
+        block: Queries in a block, at most; under a causal mask short sequences are cut finer.
     """
 
     fuses = Logits
 
-    def __init__(self, geometry: Geometry, *, block: int = 128) -> None:
+    def __init__(self, geometry: Geometry, *, block: int = 256) -> None:
         super().__init__(geometry)
         if block < 1:
             raise ValueError(f"block must be at least 1, not {block}")
@@ -56,14 +62,53 @@ class Tiled(Kernel):
 @torch.compiler.disable
 def tiled(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, mask: Mask, scale: float, block: int) -> Tensor:
     """Attention by blocks; see `Tiled`."""
+    queries, keys = q.shape[2], k.shape[2]
+    if mask.causal:  # half of the square on the diagonal is in vain
+        block = min(block, max(queries // 8, 64))
     with torch.autocast(q.device.type, enabled=False):
         if isinstance(bias, Logits):
             return rowwise(q, k, v, bias=bias, mask=mask, scale=scale, block=block)
-        line = profile(bias, mask, q.shape[2], k.shape[2], q.device) if weavable(mask, q.shape[2], k.shape[2]) else None
+        line = profile(bias, mask, queries, keys, q.device)
         if line is not None:
-            return Additive.apply(q, k, v, Job(None, mask, scale, block, woven=True), line)
-        tensors = () if bias is None else bias.tensors
-        return Additive.apply(q, k, v, Job(bias and bias.replace(), mask, scale, block), *tensors)
+            job = Job(None, mask, scale, block, woven=True, hides=not weavable(mask, queries, keys))
+            return Additive.apply(q, k, v, job, line)
+        job = Job(bias and bias.replace(), mask, scale, block)
+        return Additive.apply(q, k, v, job, *(() if bias is None else bias.tensors))
+
+
+def room(device: torch.device) -> tuple[int, int]:
+    """Keys in a tile, and logits of a part, of which backward holds two: on a CPU a share of its last cache."""
+    return (512, 2**19) if device.type == "cpu" else (2**14, 2**26)
+
+
+class Part(NamedTuple):
+    """What is worked on at a time in a tile: all heads of some examples, or some heads of one example."""
+
+    batch: slice
+    heads: slice
+    groups: slice
+    """The key heads of these heads."""
+
+    @overload
+    def of(self, x: Tensor) -> Tensor: ...
+    @overload
+    def of(self, x: Tensor | None) -> Tensor | None: ...
+    def of(self, x: Tensor | None) -> Tensor | None:
+        """Its share of [batch or 1, heads or 1, ...]."""
+        if x is None:
+            return None
+        batch, heads = x.shape[:2]
+        return x[self.batch if batch > 1 else slice(None), self.heads if heads > 1 else slice(None)]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Its share of [batch, groups, ...] as [batch x groups, ...], without a copy."""
+        x = x[self.batch, self.groups]
+        return x.view(-1, *x.shape[2:])
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Its share of [batch, heads, rows, width] as [batch x groups, heads of a group x rows, width], likewise."""
+        x = x[self.batch, self.heads]
+        return x.view(len(x) * (self.groups.stop - self.groups.start), -1, x.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +120,8 @@ class Job:
         mask: The mask.
         scale: Of the logits.
         block: Queries in a block.
-        woven: Bias and mask are one profile [heads or 1, queries + keys - 1] over j - i, the first tensor; rows of a
-            block are then taken in reverse.
+        woven: The bias is a profile, the first tensor; rows of a block are then taken in reverse.
+        hides: The mask is not in the profile.
     """
 
     bias: Bias | None
@@ -84,76 +129,67 @@ class Job:
     scale: float
     block: int
     woven: bool = False
+    hides: bool = True
 
-    def blocks(self, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of each block that has anything to see."""
-        return blocks(self.mask, queries, keys, self.block)
+    def parts(self, rows: slice, columns: slice, q: Tensor, groups: int) -> list[Part]:
+        """Cut the tiles of a block into parts that are not too large, and whose examples the mask treats alike."""
+        width, most = room(q.device)
+        batch, heads = q.shape[:2]
+        fit = max(most // ((rows.stop - rows.start) * min(columns.stop - columns.start, width)), 1)
+        each, alike = heads // groups, self.mask.documents is None and self.mask.padding is None
+        examples = max(fit // heads, 1) if alike else 1
+        some = min(fit // each * each, heads) or max(n for n in range(1, fit + 1) if each % n == 0)
+        found = []
+        for b in range(0, batch, examples):
+            for h in range(0, heads, some):
+                end = min(h + some, heads)
+                of = slice(h // each, (end - 1) // each + 1)
+                found.append(Part(slice(b, min(b + examples, batch)), slice(h, end), of))
+        return found
 
-    def take(self, x: Tensor, rows: slice, groups: int, kind: torch.dtype) -> Tensor:
-        """Rows of [batch, heads, queries, width] as [batch x groups, heads of a group x rows, width]."""
-        part = x[:, :, rows].to(kind)
-        return (part.flip(2) if self.woven else part).reshape(len(x) * groups, -1, x.shape[-1])
+    def tiles(self, rows: slice, columns: slice, q: Tensor) -> Iterator[tuple[slice, Tensor | None, list[bool]]]:
+        """Columns of each tile of a block, what the mask adds to its logits, and which examples see any of it."""
+        width, mask = room(q.device)[0], self.mask
+        for start in range(columns.start, columns.stop, width):
+            here = slice(start, min(start + width, columns.stop))
+            past = mask.kinds == {"causal"} and here.stop <= rows.start + mask.offset + 1
+            visible = mask.block(rows, here, q.device) if self.hides and not past else None
+            if visible is None or visible.all():
+                yield here, None, [True]
+                continue
+            alive = visible.flatten(1).any(1).tolist()
+            if any(alive):
+                zero = torch.zeros((), dtype=exact(q), device=q.device)
+                yield here, torch.where(visible.flip(2) if self.woven else visible, zero, -torch.inf), alive
+
+    def take(self, x: Tensor, rows: slice) -> Tensor:
+        """Rows of [batch, heads, queries, width], contiguous and in the type of the arithmetic."""
+        x = x[:, :, rows].to(exact(x))
+        return (x.flip(2) if self.woven else x).contiguous()
 
     def give(self, x: Tensor, into: Tensor, rows: slice) -> None:
         """The inverse of `take`."""
-        part = x.view(*into.shape[:2], rows.stop - rows.start, -1)
-        into[:, :, rows] = part.flip(2) if self.woven else part
+        into[:, :, rows] = x.flip(2) if self.woven else x
 
     def added(self, tensors: Sequence[Tensor], rows: slice, columns: slice, queries: int) -> Tensor | None:
-        """What is added to the logits of a block, broadcastable to [batch, heads, rows, columns]."""
+        """The bias of a tile, [batch or 1, heads, rows, columns]."""
         if self.woven:
             line = tensors[0][:, diagonal(rows, columns, queries)]
-            return line.unfold(-1, columns.stop - columns.start, 1)
+            return line.unfold(-1, columns.stop - columns.start, 1).unsqueeze(0)
         return self.bias.replace(*tensors).block(rows, columns) if self.bias is not None else None
 
-    def weights(
-        self, q: Tensor, k: Tensor, tensors: Sequence[Tensor], rows: slice, columns: slice, queries: int, out: Tensor
-    ) -> Tensor | None:
-        """Softmax of a block into `out` [batch, heads, rows, columns]; the rows that see nothing, as `out[..., :1]`.
-
-        A row that sees nothing gets finite weights, which the caller makes harmless by zeroing its output and gradient.
-        """
-        logits = out.view(len(q), -1, out.shape[-1])
-        added = self.added(tensors, rows, columns, queries)
-        if added is None:
-            torch.bmm(q, k.transpose(1, 2), out=logits)
-        else:
-            out.copy_(added)
-            logits.baddbmm_(q, k.transpose(1, 2))
-        visible = None if self.woven else self.mask.block(rows, columns, q.device)
-        if visible is None:
-            torch.softmax(out, -1, out=out)
-            return None
-        blind = ~visible.any(-1, keepdim=True)
-        torch.softmax(out.masked_fill_(~(visible | blind), -torch.inf), -1, out=out)
-        return blind.expand(*out.shape[:-1], 1)
-
-    def pull(
-        self,
-        grad: Tensor,
-        tensors: Sequence[Tensor],
-        into: Sequence[Tensor | None],
-        rows: slice,
-        columns: slice,
-        queries: int,
+    def collect(
+        self, added: Tensor, grad: Tensor, leaves: Sequence[Tensor], into: Sequence[Tensor | None], at: list[slice]
     ) -> None:
-        """Add to `into` the gradients of the tensors, given that of the block's logits."""
-        if all(part is None for part in into):
-            return
-        if self.woven:
-            if into[0] is not None:
-                into[0][:, diagonal(rows, columns, queries)] += diagonals(grad).sum(0)
-            return
-        assert self.bias is not None
-        with torch.enable_grad():
-            leaves = [t.detach().requires_grad_(part is not None) for t, part in zip(tensors, into, strict=True)]
-            block = self.bias.replace(*leaves).block(rows, columns)
-        if not block.requires_grad:
+        """Add to `into` the gradients of the tensors of the bias, given that of the tile of it at rows and columns."""
+        if type(self.bias) is Dense and into[0] is not None:  # autograd would make an N x N gradient for every tile
+            inner = [slice(max(x.start - self.bias.prefix, 0), max(x.stop - self.bias.prefix, 0)) for x in at]
+            left = [max(self.bias.prefix - x.start, 0) for x in at]
+            into[0][:, :, inner[0], inner[1]] += grad[:, :, left[0] :, left[1] :]
             return
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        down = grad.sum_to_size(block.shape).to(block.dtype)
         with ordered():
-            found = iter(torch.autograd.grad(block, wanted, down, allow_unused=True))
+            found = iter(torch.autograd.grad(added, wanted, grad, allow_unused=True))
         for part in into:
             if part is not None and (more := next(found)) is not None:
                 part += more
@@ -164,156 +200,133 @@ class Additive(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, job: Job, *tensors: Tensor) -> Tensor:
+        kind, space = exact(q), Scratch(q)
+        keys, values = (x.to(kind).contiguous() for x in (k, v))
+        out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=kind, device=q.device)
+        level = torch.full((*q.shape[:3], 1), torch.inf, dtype=kind, device=q.device)
+        for rows, columns in blocks(job.mask, q.shape[2], k.shape[2], job.block):
+            query = job.take(q, rows) * (job.scale * LOG2E)
+            top = torch.full_like(query[..., :1], torch.finfo(kind).min)
+            ground, total, mean = (query.new_zeros(*query.shape[:3], width) for width in (1, 1, v.shape[-1]))
+            works = [
+                (p, p.flat(query), p.keys(keys), p.keys(values), p.of(top), p.of(total), p.of(mean), p.flat(mean))
+                for p in job.parts(rows, columns, q, k.shape[1])
+            ]
+            for here, hidden, alive in job.tiles(rows, columns, q):
+                added = job.added(tensors, rows, here, q.shape[2])
+                for part, part_q, part_k, part_v, high, sums, means, flat_means in works:
+                    if not alive[part.batch.start % len(alive)]:
+                        continue
+                    weights, flat, _, _ = space.cut(part, rows, here)
+                    extra = part.of(added), part.of(hidden)
+                    logits(weights, flat, part_q, part_k[:, here], part.of(ground), *extra)
+                    now = torch.maximum(high, weights.amax(-1, keepdim=True))
+                    fade = high.sub_(now).exp2_()
+                    weights.sub_(now).exp2_()
+                    sums.mul_(fade).add_(weights.sum(-1, keepdim=True))
+                    means.mul_(fade)
+                    flat_means.baddbmm_(flat, part_v[:, here])
+                    high.copy_(now)
+            job.give(mean / total.clamp(min=torch.finfo(kind).tiny), out, rows)  # a row that sees nothing gives 0
+            job.give(torch.where(total > 0, top + total.log2(), torch.inf), level, rows)
         ctx.job = job
-        ctx.save_for_backward(q, k, v, *tensors)
-        kind, groups, queries = exact(q), k.shape[1], q.shape[2]
-        keys, values = (x.to(kind).reshape(-1, *x.shape[2:]) for x in (k, v))
-        out = q.new_zeros(*q.shape[:3], v.shape[-1])
-        space = scratch(q, job, k.shape[2])
-        for rows, columns in job.blocks(queries, k.shape[2]):
-            weights = space.cut(rows, columns)
-            part = job.take(q, rows, groups, kind) * job.scale
-            blind = job.weights(part, keys[:, columns], tensors, rows, columns, queries, weights)
-            seen = weights.view(len(keys), -1, weights.shape[-1]) @ values[:, columns]
-            if blind is not None:
-                seen = seen.view(*weights.shape[:3], -1).masked_fill_(blind, 0.0)
-            job.give(seen, out, rows)
-        return out
+        ctx.save_for_backward(q, k, v, out, level, *tensors)
+        return out.to(q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor | None, ...]:
-        job, (q, k, v, *tensors) = ctx.job, ctx.saved_tensors
+        job, (q, k, v, out, level, *tensors) = ctx.job, ctx.saved_tensors
         want_q, want_k, want_v, _, *want = ctx.needs_input_grad
-        logits_too = want_q or want_k or any(want)
-        kind, groups, queries = exact(q), k.shape[1], q.shape[2]
-        keys, values = (x.to(kind).reshape(-1, *x.shape[2:]) for x in (k, v))
+        keys, values = (x.to(exact(q)).contiguous() for x in (k, v))
         into = [torch.zeros_like(t) if need else None for t, need in zip(tensors, want, strict=True)]
-        dq = torch.zeros_like(q, memory_format=torch.contiguous_format) if want_q else None
+        learned, line = any(want) and not job.woven, into[0] if job.woven else None
+        dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
         # Kept transposed: products that are wide run faster than products that are tall.
-        dk = keys.new_zeros(len(keys), *keys.shape[:0:-1]) if want_k else None
-        dv = values.new_zeros(len(values), *values.shape[:0:-1]) if want_v else None
-        first, second = (scratch(q, job, k.shape[2]) for _ in range(2))
+        dk, dv = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (keys, values))
+        first, second = Scratch(q), Scratch(q, margin=job.woven)
         with torch.autocast(q.device.type, enabled=False):
-            for rows, columns in job.blocks(queries, k.shape[2]):
-                weights, grad = first.cut(rows, columns), second.cut(rows, columns)
-                flat, slope = (x.view(len(keys), -1, x.shape[-1]) for x in (weights, grad))
-                part, push = job.take(q, rows, groups, kind) * job.scale, job.take(down, rows, groups, kind)
-                blind = job.weights(part, keys[:, columns], tensors, rows, columns, queries, weights)
-                if blind is not None:
-                    push = push.view(*weights.shape[:3], -1).masked_fill(blind, 0.0).view(push.shape)
-                if dv is not None:
-                    dv[:, :, columns] += push.transpose(1, 2) @ flat
-                if not logits_too:
-                    continue
-                torch.bmm(push, values[:, columns].transpose(1, 2), out=slope)
-                # weights * (grad - sum(weights * grad)), in one pass
-                torch.ops.aten._softmax_backward_data.out(grad, weights, -1, kind, grad_input=grad)
-                if dq is not None:
-                    job.give((slope @ keys[:, columns]).mul_(job.scale), dq, rows)
-                if dk is not None:
-                    dk[:, :, columns] += part.transpose(1, 2) @ slope
-                job.pull(grad, tensors, into, rows, columns, queries)
-        dk, dv = (
-            grad.transpose(1, 2).reshape(like.shape).to(like.dtype) if grad is not None else None
-            for grad, like in ((dk, k), (dv, v))
+            for rows, columns in blocks(job.mask, q.shape[2], k.shape[2], job.block):
+                query, push = job.take(q, rows) * (job.scale * LOG2E), job.take(down, rows)
+                less, mean = -job.take(level, rows), -(push * job.take(out, rows)).sum(-1, keepdim=True)
+                pull = torch.zeros_like(query)
+                works = [
+                    (p, p.flat(query), p.keys(keys), p.keys(values), p.of(less), p.flat(push), p.of(mean), p.flat(pull))
+                    for p in job.parts(rows, columns, q, k.shape[1])
+                ]
+                for here, hidden, alive in job.tiles(rows, columns, q):
+                    leaves = [
+                        t.detach().requires_grad_(need and learned) for t, need in zip(tensors, want, strict=True)
+                    ]
+                    with torch.set_grad_enabled(learned and type(job.bias) is not Dense):
+                        added = job.added(leaves, rows, here, q.shape[2])
+                    below = torch.zeros_like(added) if learned and added is not None else None
+                    under = line[:, diagonal(rows, here, q.shape[2])] if line is not None else None
+                    for part, part_q, part_k, part_v, lower, part_push, means, part_pull in works:
+                        if not alive[part.batch.start % len(alive)]:
+                            continue
+                        weights, flat, _, _ = first.cut(part, rows, here)
+                        slope, tilt, margin, skew = second.cut(part, rows, here)
+                        extra = part.of(added), part.of(hidden)
+                        logits(weights, flat, part_q, part_k[:, here], lower, *extra)
+                        weights.exp2_()
+                        if want_v:
+                            part.keys(dv)[..., here].baddbmm_(part_push.mT, flat)
+                        slope.copy_(means)
+                        tilt.baddbmm_(part_push, part_v[:, here].mT)
+                        slope *= weights
+                        if want_q:
+                            part_pull.baddbmm_(tilt, part_k[:, here])
+                        if want_k:
+                            part.keys(dk)[..., here].baddbmm_(part_q.mT, tilt)
+                        if under is not None:
+                            margin.zero_()
+                            under[part.heads] += diagonals(skew).view(*slope.shape[:2], -1).sum(0)
+                        elif below is not None:
+                            share = part.of(below)
+                            share += slope.sum_to_size(share.shape)
+                    if below is not None:
+                        job.collect(added, below, leaves, into, [rows, here])
+                job.give(pull * job.scale, dq, rows)
+        dk /= LOG2E  # the queries had it
+        found = (
+            grad.to(like.dtype, memory_format=torch.contiguous_format) if need else None
+            for grad, like, need in ((dq, q, want_q), (dk.mT, k, want_k), (dv.mT, v, want_v))
         )
-        return dq, dk, dv, None, *into
+        return *found, None, *into
+
+
+def logits(
+    out: Tensor, flat: Tensor, q: Tensor, k: Tensor, level: Tensor, added: Tensor | None, hidden: Tensor | None
+) -> None:
+    """The logits of a part to the base of two, on a level of each row, into `out`, of which `flat` is a view."""
+    if added is None:
+        out.copy_(level)
+    else:
+        torch.add(level, added, alpha=LOG2E, out=out)
+    flat.baddbmm_(q, k.mT)
+    if hidden is not None:
+        out += hidden
 
 
 class Scratch:
-    """One allocation from which every block's logits are cut: fresh pages would cost more than the arithmetic."""
+    """One allocation from which the logits of parts are cut: fresh pages would cost more than the arithmetic."""
 
-    def __init__(self, space: Tensor, batch: int, heads: int) -> None:
-        self.space, self.batch, self.heads = space, batch, heads
+    def __init__(self, q: Tensor, *, margin: bool = False) -> None:
+        self.space, self.margin = torch.empty(0, dtype=exact(q), device=q.device), margin
+        self.views: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
-    def cut(self, rows: slice, columns: slice) -> Tensor:
-        """An uninitialised [batch, heads, rows, columns]."""
-        shape = (self.batch, self.heads, rows.stop - rows.start, columns.stop - columns.start)
-        return self.space[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
-
-
-def scratch(q: Tensor, job: Job, keys: int) -> Scratch:
-    """Room for the largest block."""
-    batch, heads, queries, _ = q.shape
-    most = max(((r.stop - r.start) * (c.stop - c.start) for r, c in job.blocks(queries, keys)), default=0)
-    return Scratch(torch.empty(batch * heads * most, dtype=exact(q), device=q.device), batch, heads)
-
-
-def diagonal(rows: slice, columns: slice, queries: int) -> slice:
-    """The part of a profile over j - i, from 1 - queries on, that a block of reversed rows reads."""
-    start = columns.start - rows.stop + queries
-    return slice(start, start + (rows.stop - rows.start) + (columns.stop - columns.start) - 1)
-
-
-def diagonals(x: Tensor) -> Tensor:
-    """Sums of a contiguous [..., rows, columns] over equal r + c: [..., rows + columns - 1].
-
-    With a stride of one column less, rows shift by one each and diagonals become columns. That holds without copies but
-    for the two corners, where the shifted rows would run into their neighbours.
-    """
-    rows, columns = x.shape[-2:]
-    if columns <= 2 * rows:
-        shifted = functional.pad(x, (0, rows)).flatten(-2)[..., : rows * (rows + columns - 1)]
-        return shifted.unflatten(-1, (rows, -1)).sum(-2)
-    shape, strides = (*x.shape[:-1], columns - rows + 1), (*x.stride()[:-2], columns - 1, 1)
-    middle = x.as_strided(shape, strides, x.storage_offset() + rows - 1).sum(-2)
-    left, right = diagonals(x[..., :rows]), diagonals(x[..., -rows:])
-    return torch.cat((left[..., : rows - 1], middle, right[..., rows:]), -1)
-
-
-def weavable(mask: Mask, queries: int, keys: int) -> bool:
-    """Whether the mask depends on j - i only and leaves no row without a key."""
-    if not mask.kinds <= {"causal", "window"} or mask.null or (mask.sinks and mask.window is not None):
-        return False
-    return mask.window is None or (mask.window > 0 and queries + mask.offset - mask.window < keys)
-
-
-def profile(bias: Bias | None, mask: Mask, queries: int, keys: int, device: torch.device) -> Tensor | None:
-    """Bias and mask as one vector per head over j - i = 1 - queries ... keys - 1; None where that is not all they are.
-
-    Made by autograd outside the blocks, so a slope or a table gets its gradient through a tensor of heads x length.
-    """
-    if bias is not None and (bias.prefix or not isinstance(bias, Slopes | Toeplitz)):
-        return None
-    ahead = torch.arange(1 - queries, keys, device=device)
-    if bias is None:
-        line = ahead.new_zeros(1, len(ahead), dtype=torch.float32)
-    else:
-        away = start(bias)
-        if away is None:
-            return None
-        table = bias.tensors[0][bias.first : bias.first + bias.count]
-        if isinstance(bias, Slopes):
-            line = -table[:, None] * (ahead - away).abs().to(table.dtype)
-        else:
-            # Entry n looks up high - n; beyond its ends the table goes on with its last values.
-            count, last = len(ahead), table.shape[1]
-            high = int(away) + queries - 1 - bias.lowest
-            low = high - count + 1
-            over, under = (min(max(beyond, 0), count) for beyond in (high - last + 1, -low))
-            inside = table[:, max(low, 0) : max(min(high + 1, last), 0)].flip(1)
-            line = torch.cat((table[:, -1:].expand(-1, over), inside, table[:, :1].expand(-1, under)), 1)
-    hidden = torch.zeros_like(ahead, dtype=torch.bool)
-    if mask.causal:
-        hidden = ahead > mask.offset
-    if mask.window is not None:
-        hidden = hidden | ((ahead - mask.offset).abs() >= mask.window)
-    return line.masked_fill(hidden, -torch.inf)
-
-
-def start(bias: Slopes | Toeplitz) -> float | None:
-    """Position of the first query less that of the first key, where both count up by one in every row of the batch."""
-    _, queries, keys = bias.tensors
-    known = vars(bias).get("start")  # layers share a bias, and on a GPU the answer is worth a synchronisation
-    if known is None or known[0] is not queries or known[1] is not keys:
-        offsets = [x - torch.arange(x.shape[-1], device=x.device, dtype=x.dtype) for x in (queries, keys)]
-        q0, k0 = (x[..., :1] for x in offsets)
-        regular = torch.stack(
-            [(x == x[..., :1]).all() for x in offsets] + [((q0 - k0) == (q0 - k0).flatten()[0]).all()]
-        )
-        answer = torch.cat(
-            (regular.all().view(1).to(torch.float64), (q0 - k0).flatten()[:1].to(torch.float64))
-        ).tolist()
-        known = vars(bias)["start"] = (queries, keys, answer[1] if answer[0] else None)
-    return known[2]
+    def cut(self, part: Part, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Uninitialised [batch, heads, rows, columns]; the same as `Part.flat`; what lies behind its rows; `skewed`."""
+        batch, heads, groups = (x.stop - x.start for x in part)
+        name = batch, heads, groups, rows.stop - rows.start, columns.stop - columns.start
+        if name not in self.views:
+            height, width = name[3:]
+            wide = width + height if self.margin else width
+            size = batch * heads * height * wide
+            if size > len(self.space):
+                self.space, self.views = self.space.new_empty(size), {}
+            whole = self.space[:size].view(batch, heads, height, -1)
+            flat = whole.view(batch * groups, -1, wide)
+            self.views[name] = whole[..., :width], flat[..., :width], whole[..., width:], skewed(whole)
+        return self.views[name]

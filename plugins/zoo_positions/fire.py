@@ -9,6 +9,7 @@ exists. Knots carry no gradient: where one piece hands over to the next, the two
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -23,6 +24,8 @@ from zoo_positions import grid
 
 EPSILON = 1e-6
 """Added to the denominator after the logarithm, as in every reference."""
+MANY = 16
+"""Knots among some inputs beyond which it pays to sort these by pieces."""
 
 
 class FIRE(PositionEncoding):
@@ -116,7 +119,7 @@ class FIRE(PositionEncoding):
                 away = grid.offsets(shape, queries.device).to(kind).norm(dim=-1)
                 x = self.psi(away) * self.inverse(away.max())
                 knots, slope, intercept = self.pieces()
-                table = Piece.apply(x, slope, intercept, knots)
+                table = piece(x, slope, intercept, knots)
                 return Encoding(bias=grid.look_up(table, queries, keys, shape, prefix=prefix))
             line = self.psi(torch.arange(extent, device=queries.device, dtype=kind))
             inverse = self.inverse(queries[..., 0].to(kind))
@@ -207,10 +210,9 @@ class Piecewise(Pointwise):
         if line.device.type != "cpu":
             return super().values(rows, columns)
         away = (queries[..., rows, None] - keys[..., None, columns]).clamp(0, len(line) - 1)
-        # By `gather`: on the CPU its gradient has a fixed order, and half the time of that of indexing.
-        x = line.gather(0, away.flatten()).view(away.shape) * inverse[..., rows, None]
+        x = line.index_select(0, away.flatten()).view(away.shape) * inverse[..., rows, None]
         mine = slice(self.first, self.first + self.count)
-        bias = Piece.apply(x.flatten(), slope[mine], intercept[mine], knots)
+        bias = piece(x, slope[mine], intercept[mine], knots)
         return bias.view(self.count, self.batch, *x.shape[-2:]).transpose(0, 1)
 
 
@@ -238,8 +240,14 @@ def piecewise(
     return slope[h, piece] * x + intercept[h, piece]
 
 
+@torch.compiler.disable
+def piece(x: Tensor, slope: Tensor, intercept: Tensor, knots: Tensor) -> Tensor:
+    """slope[h, s] x + intercept[h, s] of all heads, [heads, ...], where x [...] lies on piece s."""
+    return cast(Tensor, Piece.apply(x, slope, intercept, knots))
+
+
 class Piece(torch.autograd.Function):
-    """slope[h, s] x + intercept[h, s] of all heads at once, by products of matrices instead of look-ups.
+    """`piece` by products of matrices instead of look-ups; the pieces must meet at their knots, as those of f do.
 
     f is its first piece and, from each knot t on, the change of slope times (x - t): features of x alone, which all
     heads share. In backward the sums over a piece are differences of sums over all that lies beyond a knot.
@@ -247,32 +255,59 @@ class Piece(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor, intercept: Tensor, knots: Tensor) -> Tensor:
-        """[heads, points] of x [points]; see `Piecewise` for the others."""
-        bends = knots[knots < 1]  # the others fill places
-        ctx.save_for_backward(x, slope, bends)
-        ctx.count = slope.shape[1]
-        used = slope[:, : len(bends) + 1]
-        features = torch.cat((torch.ones_like(x)[None], x[None], (x - bends.unsqueeze(-1)).relu_()))
-        return torch.cat((intercept[:, :1], used[:, :1], used.diff(dim=1)), 1) @ features
+        ctx.cuts = list(cuts(x, knots))
+        ctx.save_for_backward(x, slope, knots)
+        found = []
+        for part, first, last in ctx.cuts:
+            some = x[..., part].reshape(1, -1)
+            if last > first:
+                some = torch.cat((some, (some - knots[first:last, None]).relu_()))
+            # Head by head: so the bits of a head do not depend on which others are asked for.
+            change = rises(slope, first, last).unsqueeze(1)
+            values = torch.baddbmm(intercept[:, first, None, None], change, some.expand(len(slope), -1, -1))
+            found.append(values.view(len(slope), *x.shape[:-1], -1))
+        return torch.cat(found, -1) if len(found) > 1 else found[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor | None, ...]:
-        x, slope, bends = ctx.saved_tensors
-        beyond = torch.cat((torch.ones_like(x)[None], (x > bends.unsqueeze(-1)).to(x.dtype)))
-        into_slope, into_intercept = (
-            spread(down @ part.T, ctx.count) if need else None
-            for need, part in zip(ctx.needs_input_grad[1:3], (beyond * x, beyond), strict=True)
-        )
-        into_x = None
-        if ctx.needs_input_grad[0]:
-            used = slope[:, : len(bends) + 1]
-            rises = torch.cat((used[:, :1], used.diff(dim=1)), 1)
-            into_x = ((rises.T @ down) * beyond).sum(0)
+        x, slope, knots = ctx.saved_tensors
+        into_slope, into_intercept = torch.zeros_like(slope), torch.zeros_like(slope)
+        into_x = torch.empty_like(x)
+        for part, first, last in ctx.cuts:
+            some, push = x[..., part].reshape(-1), down[..., part].reshape(len(slope), -1)
+            change = rises(slope, first, last)
+            pull = change[:, 0] @ push
+            sums, moments = [push.sum(1)], [push @ some]
+            if last > first:
+                beyond = torch.gt(some, knots[first:last, None], out=some.new_empty(last - first, len(some)))
+                pull += (change[:, 1:].T @ push).mul_(beyond).sum(0)
+                sums += (beyond @ push.T).unbind()
+                moments += (beyond.mul_(some) @ push.T).unbind()
+            for into, over in ((into_intercept, sums), (into_slope, moments)):
+                into[:, first : last + 1] -= torch.stack(over, 1).diff(dim=1, append=into.new_zeros(len(into), 1))
+            into_x[..., part] = pull.view(*x.shape[:-1], -1)
         return into_x, into_slope, into_intercept, None
 
 
-def spread(sums: Tensor, count: int) -> Tensor:
-    """Sums over all beyond a knot [heads, pieces] as sums over each piece, [heads, count]."""
-    each = sums - torch.cat((sums[:, 1:], torch.zeros_like(sums[:, :1])), 1)
-    return torch.nn.functional.pad(each, (0, count - each.shape[1]))
+def rises(slope: Tensor, first: int, last: int) -> Tensor:
+    """The slope of one piece and the changes from there to another."""
+    return torch.cat((slope[:, first, None], slope[:, first : last + 1].diff(dim=1)), 1)
+
+
+def cuts(x: Tensor, knots: Tensor, columns: slice | None = None) -> Iterator[tuple[slice, int, int]]:
+    """Parts of the last axis of x, each with the first and the last piece that it lies on: few, or few columns.
+
+    To look is to wait for a GPU, so there all of x lies on all pieces.
+    """
+    columns = columns or slice(0, x.shape[-1])
+    if x.device.type != "cpu":
+        yield columns, 0, len(knots)
+        return
+    first, last = torch.searchsorted(knots, torch.stack(x[..., columns].aminmax())).tolist()
+    middle = (columns.start + columns.stop) // 2
+    if last - first <= MANY or middle - columns.start < MANY:
+        yield columns, first, last
+        return
+    yield from cuts(x, knots, slice(columns.start, middle))
+    yield from cuts(x, knots, slice(middle, columns.stop))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from zoo_kernels.tiled import Tiled, diagonals
+from zoo_kernels.profile import diagonals, skewed
+from zoo_kernels.tiled import Tiled
 
 from zoo.kernel import Eager, Mask
 from zoo.position import Slopes, Toeplitz
@@ -57,13 +58,12 @@ def test_only_some_gradients_are_wanted(case, geometry, rung, frozen):
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 9), (9, 1), (3, 4), (3, 6), (3, 7), (4, 50)])
 def test_sums_along_diagonals(rows, columns):
-    x = torch.randn(2, rows, columns, dtype=torch.float64)
-    wanted = torch.zeros(2, rows + columns - 1, dtype=torch.float64)
+    x = torch.randn(2, 3, rows, columns, dtype=torch.float64)
+    wanted = torch.zeros(6, rows + columns - 1, dtype=torch.float64)
     for r in range(rows):
-        wanted[:, r : r + columns] += x[:, r]
-    torch.testing.assert_close(diagonals(x), wanted)
-    stacked = torch.stack((x, 2 * x))
-    torch.testing.assert_close(diagonals(stacked)[1], 2 * wanted)
+        wanted[:, r : r + columns] += x[:, :, r].flatten(0, 1)
+    padded = torch.nn.functional.pad(x, (0, rows))
+    torch.testing.assert_close(diagonals(skewed(padded)), wanted)
 
 
 def test_regular_positions_need_no_index_and_others_are_told_apart(geometry, monkeypatch):
