@@ -182,6 +182,22 @@ def test_another_kernel_of_the_same_form_continues(trained, place, capsys):
     assert figures[0] == figures[1]
 
 
+def test_a_checkpoint_of_an_earlier_version_is_read_and_continued(trained, place):
+    """Its plugins had other import paths, and its model fewer arguments."""
+    content = lightning.load(trained)
+    arguments = content["zoo"]["asked"]["model"]["init_args"]
+    arguments["kernel"]["class_path"] = "zoo.kernel.Auto"
+    arguments["position"]["class_path"] = "zoo_positions.fope.FoPE"
+    for new in ("nope_every", "sinks", "random_positions"):
+        del arguments[new]
+    older = place / "older.ckpt"
+    torch.save(content, older)
+    root = ["--trainer.default_root_dir", place / "older"]
+    zoo("validate", "--ckpt_path", older, *root, "--trainer.limit_val_batches=1")
+    flags = ["--trainer.max_steps=5", f"--data.files={place / 'texts'}", f"--data.cache={place / 'cache'}"]
+    zoo("fit", "--ckpt_path", older, *root, *flags)
+
+
 def test_a_child_outlives_its_parent(place, trained):
     parent = place / "parent.ckpt"
     parent.write_bytes(trained.read_bytes())

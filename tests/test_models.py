@@ -117,8 +117,11 @@ def test_every_kth_layer_has_no_positions(position):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"nope_every": 1}, "nope_every 1 cannot spare .* counts layers from 2 on"),
-        ({"nope_every": 4, "position": plugins.load("zoo.positions", "Learned")}, "an embedding is added before"),
+        ({"nope_every": 1}, "nope_every 1 makes no layer of 2 .*from 2 to"),
+        ({"nope_every": 3}, "nope_every 3 makes no layer of 2 one without"),
+        ({"head_dim": -4}, "at least 1 for head_dim, and got -4"),
+        ({"head_dim": 0}, "at least 1 for head_dim, and got 0"),
+        ({"nope_every": 2, "position": plugins.load("zoo.positions", "Learned")}, "an embedding is added before"),
         ({"sinks": 4}, "the window is None.*model.window"),
         ({"sinks": -1, "window": 4}, "sinks -1"),
         ({"window": 0}, "A window holds at least"),
@@ -129,10 +132,27 @@ def test_options_that_cannot_be_are_refused(options, sentence):
         decoder(**options)
 
 
+def test_an_encoding_of_content_reads_what_attention_reads():
+    torch.manual_seed(0)
+    fox = plugins.load("zoo.positions", "FoX")
+    model = Decoder(vocabulary=40, length=24, dim=32, layers=2, heads=4, position=fox, kernel=Eager, dropout=0.5)
+    read = {}
+    for layer in range(2):
+        model.trunk.positions[layer].linear.register_forward_pre_hook(
+            lambda _, inputs, at=layer: read.update({("encoding", at): inputs[0]})
+        )
+        model.trunk.blocks[layer].attention.register_forward_pre_hook(
+            lambda _, inputs, at=layer: read.update({("attention", at): inputs[0]})
+        )
+    model.train()(torch.randint(0, 40, (2, 12)))
+    for layer in range(2):
+        assert torch.equal(read["encoding", layer], read["attention", layer])
+
+
 def test_positions_may_be_told():
     model, tokens = decoder(), torch.randint(0, 40, (2, 12))
     plain = model(tokens)
-    assert torch.equal(model(tokens, positions=torch.arange(12)), plain)
+    assert torch.equal(model(tokens, positions=torch.arange(12), extent=12), plain)
     spread = torch.tensor([0, 1, 5, 6, 9, 20, 31, 32, 33, 40, 50, 63])
     wide = model(tokens, positions=spread, extent=64)
     assert not torch.allclose(wide, plain, atol=1e-4)
@@ -142,9 +162,11 @@ def test_positions_may_be_told():
     assert torch.allclose(both[1], plain[1], atol=1e-5)
     cache = Cache(64)
     parts = [
-        model(tokens[:, :7], cache=cache, positions=spread[:7]),
-        model(tokens[:, 7:], cache=cache, positions=spread),
+        model(tokens[:, :7], cache=cache, positions=spread[:7], extent=64),
+        model(tokens[:, 7:], cache=cache, positions=spread, extent=64),
     ]
+    with pytest.raises(ZooError, match="need an extent"):
+        model(tokens, positions=spread)
     assert torch.allclose(torch.cat(parts, 1), wide, atol=1e-5)
 
 

@@ -141,12 +141,19 @@ def test_random_positions_start_anew_in_each_document():
     task.read(batch(documents=documents))
     rows = task.network.context["positions"]
     assert rows.shape == (4, 16)
-    assert torch.equal(rows[:, 6:12], rows[:, :6])
+    assert (rows[:, :6].diff() > 0).all()
+    assert (rows[:, 6:].diff() > 0).all()
+    draws = torch.cat([task.read(batch(documents=documents)) and task.network.context["positions"] for _ in range(50)])
+    assert draws[:, 5].max() > 80, "each document draws from the whole range"
+    assert draws[:, 6].min() < 20
 
 
 def test_random_positions_need_room_and_an_encoding_that_reaches_them():
-    with pytest.raises(ZooError, match=r"below 8.*random_positions 64"):
-        language_model(random_positions=8)
+    for wrong in (8, 2**24 + 1):
+        with pytest.raises(ZooError, match=rf"below {wrong}.*random_positions 64"):
+            language_model(random_positions=wrong)
+    with pytest.raises(ZooError, match="sinks of packed documents"):
+        language_model(within_documents=True, window=4, sinks=1)
     task = language_model(random_positions=64, position=plugins.load("zoo.positions", "Learned"))
     with pytest.raises(ZooError, match="Learned"):
         task.configure_model()

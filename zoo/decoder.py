@@ -90,6 +90,8 @@ class Decoder(nn.Module):
         """
         if documents is not None and self.sinks:
             raise ZooError("The sinks of packed documents would be those of the first one. Leave sinks at 0 here.")
+        if positions is not None and extent is None:
+            raise ZooError("Positions that are given need an extent too, a number above all of them.")
         past, count = cache.length if cache else 0, tokens.shape[1]
         extent = extent or (cache.capacity if cache else count)
         index = torch.arange(past + count, device=tokens.device)

@@ -11,12 +11,15 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from zoo.decoder import Decoder, restart
+from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.loss import IGNORED, chunks, cross_entropy
 from zoo.schedules import Schedule
 from zoo.task import Task
 from zoo.vit import ViT
+
+MOST = 2**24
+"""Positions are float32, which holds every whole number up to here."""
 
 __all__ = ["ImageClassifier", "LanguageModel", "Task"]
 
@@ -55,11 +58,13 @@ class LanguageModel(Task):
         super().__init__(optimizer=optimizer, schedule=schedule, weights=weights, compile=compile)
         if chunk < 1:
             raise ZooError(f"chunk is a number of tokens, at least 1, and got {chunk}.")
-        if random_positions is not None and random_positions < length:
+        if random_positions is not None and not length <= random_positions <= MOST:
             raise ZooError(
-                f"{length} tokens cannot have different positions below {random_positions}.   "
-                f"Try:  --model.random_positions {4 * length}"
+                f"{length} tokens cannot have different positions below {random_positions}: it takes {length} to "
+                f"{MOST}, where float32 still tells them apart.   Try:  --model.random_positions {4 * length}"
             )
+        if within_documents and decoder.get("sinks"):
+            raise ZooError("The sinks of packed documents would be those of the first one: leave out --model.sinks.")
         self.vocabulary, self.length, self.chunk = vocabulary, length, chunk
         self.within_documents, self.random_positions = within_documents, random_positions
         self.decoder = decoder  # alone on its line: this is how the command line finds the decoder's own arguments
@@ -116,10 +121,11 @@ class LanguageModel(Task):
         targets = tokens[:, 1:]
         context: dict[str, Any] = {}
         if self.training and self.random_positions is not None:
-            drawn = torch.randperm(self.random_positions)[: targets.shape[1]].sort().values.to(tokens.device)
+            drawn = torch.randperm(self.random_positions)[: targets.shape[1]].to(tokens.device)
+            if self.within_documents:  # sorted by document first, so that each has its share of all that was drawn
+                drawn = drawn + documents[:, :-1].long() * self.random_positions
+            drawn = drawn.sort(-1).values % self.random_positions
             context = {"positions": drawn, "extent": self.random_positions}
-            if self.within_documents:
-                context["positions"] = drawn[restart(documents[:, :-1])]
         if self.within_documents:
             context["documents"] = documents[:, :-1]
             targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)

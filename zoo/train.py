@@ -60,7 +60,7 @@ class CLI(LightningCLI):
         self.stored = self.stored or stored(option(sys.argv[1:], "--ckpt_path"), sys.argv[1])
         data: dict[str, Any] = {"class_path": "zoo.data.Text"}
         if self.stored is not None and self.stored.get("asked"):
-            model, data = self.stored["asked"]["model"], self.stored["asked"]["data"]
+            model, data = named(self.stored["asked"]["model"]), self.stored["asked"]["data"]
         parser.set_defaults({"model": model, "data": data})
 
     def _parse_ckpt_path(self) -> None:
@@ -78,7 +78,7 @@ class CLI(LightningCLI):
         if self.stored is None or not self.stored.get("asked"):
             return
         here = plain(self.config[self.config.subcommand].model)
-        lines = list(differences(self.stored["asked"]["model"], here))
+        lines = list(differences(named(self.stored["asked"]["model"]), named(here)))
         if lines:
             raise ZooError(
                 "the checkpoint holds another model than the one asked for.\n  "
@@ -148,8 +148,19 @@ def differences(there: Any, here: Any, path: str = "model") -> Iterator[str]:
         for key in [*there, *(key for key in here if key not in there)]:
             if not (path == "model.init_args" and key in FREE):
                 yield from differences(there.get(key), here.get(key), f"{path}.{key}")
-    elif there != here and not (there in (None, {}) and here in (None, {})):
+    elif there != here and not (there in (None, {}) and here in (None, {}, 0)):  # an argument of a later version is 0
         yield f"{path.replace('.init_args', '')}: {there} in the checkpoint, {here} asked for"
+
+
+def named(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model section with its plugins named by the registry: import paths change from version to version."""
+    arguments = dict(model["init_args"])
+    for slot, group in checkpoints.SLOTS.items():
+        node = arguments.get(slot)
+        if isinstance(node, Mapping):
+            name = str(node.get("class_path", "")).rpartition(".")[2]
+            arguments[slot] = {**node, "class_path": name} if name in plugins.names(group) else node
+    return {**model, "init_args": arguments}
 
 
 def alike(there: Any, here: Any) -> bool:

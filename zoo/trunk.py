@@ -90,6 +90,11 @@ class Trunk(nn.Module):
         kernel = kernel or Auto
         if not 0 <= dropout < 1 or (hidden is not None and hidden < 1):
             raise ZooError(f"dropout is at least 0 and below 1, hidden at least 1; got {dropout} and {hidden}.")
+        if nope_every is not None and not 2 <= nope_every <= layers:
+            raise ZooError(
+                f"nope_every {nope_every} makes no layer of {layers} one without positions, or all: it counts "
+                "from 2 to the number of layers.   Try:  --model.nope_every 4, or leave it out"
+            )
         self.geometry, self.checkpointing, self.nope_every = geometry, checkpointing, nope_every
         with exact():
             first = position(replace(geometry, layer=0))
@@ -123,11 +128,10 @@ class Trunk(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.initialize(std)
         agree(first, self.kernel)
-        if nope_every is not None and (nope_every < 2 or places(first).embedding is not None):
+        if nope_every is not None and places(first).embedding is not None:
             raise ZooError(
-                f"nope_every {nope_every} cannot spare layers the encoding {type(first).__name__}: it counts layers "
-                "from 2 on, and an embedding is added before the first layer and so reaches all of them.   "
-                "Try:  --model.nope_every 4 --model.position RoPE"
+                f"nope_every {nope_every} cannot spare layers the encoding {type(first).__name__}: an embedding "
+                "is added before the first layer and reaches all of them.   Try:  --model.position RoPE"
             )
 
     @property
@@ -195,6 +199,8 @@ class Trunk(nn.Module):
         for layer, block in enumerate(self.blocks):
             encoding, mask = (Encoding(), whole) if self.bare(layer) else (shared, local)
             if encoding is None:
+                if layer == 0 and self.position.content:
+                    x = self.dropout(x)  # such an encoding reads what attention reads
                 position: PositionEncoding = self.positions[layer if len(self.positions) > 1 else 0]  # type: ignore[assignment]
                 seen = block.norm1(x) if position.content and not block.after else x  # type: ignore[operator]
                 state = cache.state(layer) if cache is not None and position.content else None
@@ -205,7 +211,8 @@ class Trunk(nn.Module):
                 if layer == 0:
                     if encoding.embedding is not None:
                         x = add(x, encoding.embedding, self.geometry.prefix)
-                    x = self.dropout(x)
+                    if not position.content:
+                        x = self.dropout(x)
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, encoding, mask, cache, use_reentrant=False)
             else:
@@ -251,6 +258,7 @@ def shape(
         "layers": layers,
         "heads": heads,
         "kv_heads": kv_heads,
+        "head_dim": 1 if head_dim is None else head_dim,
         "length": min(length),
     }.items():
         if value < 1:
@@ -264,7 +272,7 @@ def shape(
         dim=dim,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=head_dim or dim // heads,
+        head_dim=dim // heads if head_dim is None else head_dim,
         length=length,
         prefix=prefix,
         causal=causal,

@@ -49,8 +49,8 @@ class KERPLE(Distances):
     though the clamp is steeper than ALiBi's flattest ones.
 
     The references clamp p and a in place at every forward. Here the value is clamped where it is used, and a parameter
-    outside of a bound gets only gradients that lead it back: the same descent, but for what one step overshoots, and no
-    forward that writes.
+    outside of a bound gets only gradients that lead it back: the same descent by plain gradients, but for what one step
+    overshoots, and no forward that writes.
 
     Raises ZooError for a model with two axes.
 

@@ -118,7 +118,7 @@ class Learned(PositionEncoding):
         """The sentence for a position that has no vector."""
         size = " x ".join(map(str, self.shape))
         if self.geometry.axes == 1:
-            way = "give a trained model a longer table with  zoo extend , or train with an encoding that has none"
+            way = "give a trained model a longer table with  zoo extend , a new one --model.position.rows, or none"
         else:
             way = (
                 "have the table resampled by  --model.position.resample bicubic  or  zoo extend , or train without one"

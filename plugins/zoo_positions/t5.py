@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Literal, Self
 
 import torch
@@ -21,6 +22,7 @@ from zoo.position import Encoding, Geometry
 from zoo_positions.distances import Distances
 
 
+@cache
 def starts(buckets: int, distance: int) -> list[int]:
     """The first distance of each bucket: one distance each in the first half of the buckets, then growing runs.
 

@@ -62,9 +62,10 @@ class PoPE(Waves):
 
     with d waves, twice as many as RoPE has. Queries and keys come out 2 d wide, values stay d wide. The phases, float32
     [key heads, d], are held within [-2 pi, 0] where they are used; one that training leads out of it stays at the edge
-    and gets no gradient there, as in the references. Grouped query heads share the phases of their key head
-    (x-transformers has phases for query heads; without groups both are the same). A prefix stands at position 0. On a
-    grid the first half of the channels follows the row, the second the column, each with a spectrum of its own.
+    and gets no gradient there, as in the references; zero is an edge, so that about half of those that start there soon
+    stay there. Grouped query heads share the phases of their key head (x-transformers has phases for query heads;
+    without groups both are the same). A prefix stands at position 0. On a grid the first half of the channels follows
+    the row, the second the column, each with a spectrum of its own.
 
     Raises ZooError where the channels cannot be shared out between the axes.
 
