@@ -13,7 +13,7 @@ and values all want gradients; the kernel is Tiled (Flex on CUDA). Beside it, in
 Each cell is a fresh process: peak resident memory less what the process held after its imports and a warm-up, so inputs
 and gradients are counted; the median time of some rounds after one that does not count. A cell that would not fit (four
 times the cell above it, against the memory that is free) is left out, and says so. Times mean something on an idle
-machine only, and ratios more than times.
+machine only, and ratios more than times; with one thread they are the processor's, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -108,10 +108,11 @@ def measure(name: str, length: int, rounds: int, device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
     step, times = prepare(name, length, device), []
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     for _ in range(rounds + 1):
-        begin = time.perf_counter()
+        begin = clock()
         step()
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     most = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak()
     print(json.dumps({"mib": most - before, "seconds": statistics.median(times[1:])}))
 
