@@ -80,7 +80,7 @@ def answer(queries: Tensor, keys: Tensor, mask: Mask) -> float | None:
         if mask.documents is not None:
             step = mask.documents.diff()
             joined, rising = step == 0, (step >= 0).all()
-        if mask.padding is not None:
+        if mask.padding is not None and mask.causal:  # else the padding's queries see keys, from where they stand
             joined = joined & (torch.arange(keys.shape[-1] - 1, device=keys.device) >= mask.padding[:, None])
         same = queries == keys[..., mask.offset : mask.offset + count]
         within = ((ends[1].diff() == 0) | ~joined).all() & rising & same.all()

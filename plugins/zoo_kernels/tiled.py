@@ -260,7 +260,9 @@ class Additive(torch.autograd.Function):
                     ]
                     with torch.set_grad_enabled(learned and type(job.bias) is not Dense):
                         added = job.added(leaves, rows, here, q.shape[2])
-                    below = torch.zeros_like(added) if learned and added is not None else None
+                    below, once = None, all(alive)
+                    if learned and added is not None:
+                        below = torch.empty_like(added) if once else torch.zeros_like(added)
                     under = line[:, diagonal(rows, here, q.shape[2])] if line is not None else None
                     for part, part_q, part_k, part_v, lower, part_push, means, part_pull in works:
                         if not alive[part.batch.start % len(alive)]:
@@ -284,7 +286,8 @@ class Additive(torch.autograd.Function):
                             under[part.heads] += diagonals(skew).view(*slope.shape[:2], -1).sum(0)
                         elif below is not None:
                             share = part.of(below)
-                            share += slope.sum_to_size(share.shape)
+                            fresh = once and (part.batch.start == 0 or len(below) > 1)
+                            (share.copy_ if fresh else share.add_)(slope.sum_to_size(share.shape))
                     if below is not None:
                         job.collect(added, below, leaves, into, [rows, here])
                 job.give(pull * job.scale, dq, rows)

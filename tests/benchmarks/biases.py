@@ -177,7 +177,7 @@ def main() -> None:
             if isinstance(values, str):
                 print(f"{length:7} {name:12} {values}")
                 continue
-            grown = f"{values['mib'] / above[name]['mib']:6.2f}x" if name in above else f"{'':7}"
+            grown = f"{values['mib'] / max(above[name]['mib'], 1):6.2f}x" if name in above else f"{'':7}"
             dense, free_ = (x if not isinstance(x, str) else None for x in (found["dense"], plain))
             memory, slow = (f"{values[key] / dense[key]:8.3f}x" if dense else " " * 9 for key in ("mib", "seconds"))
             ratio = f"{values['seconds'] / free_['seconds']:12.2f}x" if free_ else ""

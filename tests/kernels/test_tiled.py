@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from zoo_kernels import tiled
 from zoo_kernels.profile import diagonals, skewed
 from zoo_kernels.tiled import Tiled
 
 from zoo.kernel import Eager, Mask
-from zoo.position import Slopes, Toeplitz
+from zoo.position import Dense, Slopes, Toeplitz
 
 
 def test_gradcheck(case, geometry, rung):
@@ -64,6 +65,104 @@ def test_sums_along_diagonals(rows, columns):
         wanted[:, r : r + columns] += x[:, :, r].flatten(0, 1)
     padded = torch.nn.functional.pad(x, (0, rows))
     torch.testing.assert_close(diagonals(skewed(padded)), wanted)
+
+
+@pytest.mark.parametrize(("groups", "most"), [(2, 45), (1, 200)])
+def test_many_tiles_and_parts(case, geometry, rung, conditions, groups, most, monkeypatch):
+    """Tiles of 5 keys, in parts of one head and of several."""
+    monkeypatch.setattr(tiled, "room", lambda device: (5, most))
+    one = case(rung, conditions, 23, groups=groups, width=3)
+    for found, wanted in zip(one.all(Tiled(geometry, block=8)), one.all(Eager(geometry)), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("most", [1, 90, 300, 1000])
+def test_parts(case, geometry, groups, most, monkeypatch):
+    """Of one head of a group, of a group, of all heads, and of both examples."""
+    monkeypatch.setattr(tiled, "room", lambda device: (5, most))
+    for rung in ("none", "toeplitz", "pointwise", "pointwise_ragged", "dense_ragged"):
+        one = case(rung, "causal", 23, groups=groups, width=3)
+        for found, wanted in zip(one.all(Tiled(geometry, block=8)), one.all(Eager(geometry)), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_a_prefix_in_many_tiles(case, geometry, monkeypatch):
+    monkeypatch.setattr(tiled, "room", lambda device: (5, 45))
+    for rung in ("slopes", "toeplitz", "pointwise", "dense", "dense_ragged"):
+        one = case(rung, "none", 23, prefix=7, width=3)
+        for found, wanted in zip(one.all(Tiled(geometry, block=4)), one.all(Eager(geometry)), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def packed(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of documents of these lengths, and positions that start anew in each."""
+    numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return numbers, torch.cat([torch.arange(length) for length in lengths])
+
+
+def plain(geometry, bias, mask, scale=0.4):
+    """Output and gradients of Tiled and of Eager."""
+    for kernel in (Tiled(geometry, block=4), Eager(geometry)):
+        torch.manual_seed(0)
+        leaves = [torch.randn(2, heads, 20, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+        learned = bias.tensors[0].detach().requires_grad_()
+        out = kernel(*leaves, bias=bias.replace(learned * 1, *bias.tensors[1:]), mask=mask, scale=scale)
+        yield [out, *torch.autograd.grad(out.square().sum(), (*leaves, learned))]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("padded", [False, True])
+def test_positions_that_start_anew_in_each_document_need_no_index(geometry, monkeypatch, causal, padded):
+    monkeypatch.setattr(tiled, "room", lambda device: (5, 45))
+    rows = [packed(7, 1, 12), packed(20) if padded else packed(3, 9, 8)]
+    numbers, at = (torch.stack(x) for x in zip(*rows, strict=True))
+    padding = torch.tensor([0, 4]) if padded else None
+    if padded:
+        at[1] = (at[1] - 4).clamp(min=0)
+    mask = Mask(causal=causal, documents=numbers, padding=padding)
+    table = torch.randn(4, 39, dtype=torch.float64)
+    for bias in (Toeplitz(table, at, at, lowest=-19), Slopes(table[:, 0], at.double(), at.double())):
+        found, wanted = plain(geometry, bias, mask)
+        with monkeypatch.context() as patch:
+            if causal or not padded:  # a query of the padding looks ahead from where it stands
+                patch.setattr(type(bias), "values", None)
+            Tiled(geometry)(*(torch.randn(2, 4, 20, 8) for _ in range(3)), bias=bias, mask=mask)
+        for x, y in zip(found, wanted, strict=True):
+            torch.testing.assert_close(x, y)
+
+
+def test_documents_that_have_no_profile_are_told_apart(geometry):
+    """Numbers that come back, positions with a gap, or queries that are told other positions than keys."""
+    numbers, at = packed(7, 13)
+    table = torch.randn(4, 80, dtype=torch.float64)
+    back, gap = torch.where(torch.arange(20) > 15, 0, numbers), torch.where(at > 5, at + 3, at)
+    for documents, queries, keys in ((back, at, at), (numbers, gap, gap), (numbers, at + 1, at)):
+        mask = Mask(causal=True, documents=documents.expand(2, -1))
+        found, wanted = plain(geometry, Toeplitz(table, queries, keys, lowest=-20), mask)
+        for x, y in zip(found, wanted, strict=True):
+            torch.testing.assert_close(x, y)
+
+
+def test_tiles_of_which_nothing_is_seen_are_left_out(geometry, monkeypatch):
+    seen, logits = [], tiled.logits
+    monkeypatch.setattr(tiled, "room", lambda device: (5, 1000))
+    monkeypatch.setattr(tiled, "logits", lambda *args: seen.append(args) or logits(*args))
+    numbers, q = torch.stack([packed(10, 10)[0], packed(20)[0]]), torch.randn(2, 4, 20, 8)
+    Tiled(geometry, block=5)(q, q[:, :2], q[:, :2], mask=Mask(causal=True, documents=numbers))
+    # Of four blocks, the first example sees 1, 2, 1, 2 tiles and the second 1, 2, 3, 4.
+    assert len(seen) == 6 + 10
+
+
+def test_the_gradient_of_a_dense_bias_is_added_up_in_place(geometry, monkeypatch):
+    """By autograd each tile would make a gradient of the whole bias."""
+    monkeypatch.setattr(tiled, "room", lambda device: (5, 45))
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    q, whole = torch.randn(1, 4, 20, 8, requires_grad=True), torch.randn(1, 4, 20, 20, requires_grad=True)
+    Tiled(geometry, block=4)(q, q, q, bias=Dense(whole * 1), mask=Mask(causal=True)).sum().backward()
+    found, whole.grad = whole.grad, None
+    Eager(geometry)(q, q, q, bias=Dense(whole * 1), mask=Mask(causal=True)).sum().backward()
+    torch.testing.assert_close(found, whole.grad)
 
 
 def test_regular_positions_need_no_index_and_others_are_told_apart(geometry, monkeypatch):
