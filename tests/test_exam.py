@@ -37,6 +37,8 @@ VARIANTS = [
     ("KERPLE", {"kind": "power"}),
     ("KERPLE", {"kind": "power", "parametrization": "softplus"}),
     ("KERPLE", {"per_layer": True, "parametrization": "softplus"}),
+    ("FIRE", {"depth": 2, "threshold": 8.0}),
+    ("FIRE", {"shared": True}),
     ("DynamicBias", {"distance": "linear"}),
     ("FoX", {"gate": "bias"}),
     ("FoX", {"gate": "fixed"}),

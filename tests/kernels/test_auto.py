@@ -23,8 +23,10 @@ def test_a_plain_causal_model_gets_flash(geometry):
     assert chosen(Auto(geometry), mask=frozenset()) == "SDPA"
 
 
-def test_a_learned_bias_on_the_cpu_gets_tiled(geometry):
-    assert chosen(Auto(geometry), rung=Toeplitz, learned=True, training=True, size=100) == "Tiled"
+def test_a_learned_bias_on_the_cpu_gets_tiled_unless_it_is_very_small(geometry):
+    auto, asked = Auto(geometry), {"rung": Toeplitz, "learned": True, "training": True}
+    assert chosen(auto, **asked, size=DENSE // 4) == "SDPA"
+    assert chosen(auto, **asked, size=DENSE // 4 + 1) == "Tiled"
 
 
 def test_a_fixed_bias_is_held_densely_while_it_is_small(geometry):
@@ -61,10 +63,25 @@ def test_nothing_serves(geometry, monkeypatch):
         Auto(geometry).choose(Request(device="cpu"))
 
 
-def test_it_chooses_by_what_it_is_given(case, geometry):
+@pytest.mark.parametrize(
+    ("rung", "length", "name"),
+    [
+        ("none", 21, "SDPA"),
+        ("toeplitz", 21, "SDPA"),
+        ("toeplitz", 270, "Tiled"),
+        ("pointwise", 256, "SDPA"),
+        ("logits", 21, "Tiled"),
+    ],
+)
+def test_it_chooses_by_what_it_is_given(case, geometry, rung, length, name):
+    one, auto = case(rung, "causal", length), Auto(geometry)
+    for found, wanted in zip(one.all(auto), one.all(Eager(geometry)), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert [type(kernel).__name__ for kernel in auto.kernels.values()] == [name]
+
+
+def test_lengths_on_either_side_of_the_limit_get_their_own_kernels(case, geometry):
     auto = Auto(geometry)
-    for rung, name in (("none", "SDPA"), ("toeplitz", "Tiled"), ("logits", "Tiled")):
-        one = case(rung, "causal", 21)
-        for found, wanted in zip(one.all(auto), one.all(Eager(geometry)), strict=True):
-            torch.testing.assert_close(found, wanted)
-        assert type(list(auto.kernels.values())[-1]).__name__ == name
+    for length in (21, 270):
+        case("toeplitz", "causal", length).run(auto)
+    assert [type(kernel).__name__ for kernel in auto.kernels.values()] == ["SDPA", "Tiled"]

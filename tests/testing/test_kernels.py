@@ -44,6 +44,12 @@ def test_sound_kernels_pass(sound):
     assert not failures(sound)
 
 
+class Cast(Sigmoid):
+    """Its parameter follows the model's precision."""
+
+    _apply = nn.Module._apply
+
+
 class Broken(Eager):
     """Eager but for one thing."""
 
@@ -170,6 +176,10 @@ MUTANTS = {
 @pytest.mark.parametrize(("broken", "name"), MUTANTS.items(), ids=lambda x: getattr(x, "__name__", x))
 def test_broken_kernels_are_caught(broken, name):
     assert name in failures(broken)
+
+
+def test_parameters_in_half_precision_are_caught():
+    assert failures(Cast) == {"half"}
 
 
 def test_prefix_rows_are_looked_at():

@@ -402,6 +402,37 @@ class Cast(Turn):
     _apply = nn.Module._apply
 
 
+class OnGrids(Turn):
+    """Sound in text.
+
+    Args:
+        base: Of the waves.
+    """
+
+    def angles(self, positions):
+        return super().angles(self.spoil(positions) if positions.shape[-1] == 2 else positions)
+
+
+class RoundedOnGrids(OnGrids):
+    def spoil(self, positions):
+        return positions.bfloat16().float()
+
+
+class BentOnGrids(OnGrids):
+    def spoil(self, positions):
+        return positions + positions.square() / 100
+
+
+class UnseenOnGrids(OnGrids):
+    def spoil(self, positions):
+        return positions[:1].expand_as(positions) if positions.ndim == 3 else positions
+
+
+class RoughOnGrids(OnGrids):
+    def spoil(self, positions):
+        return positions * (1.01 if torch.is_autocast_enabled("cpu") else 1)
+
+
 class Absolute(Turn):
     relative = False
 
@@ -472,6 +503,10 @@ ENCODINGS = {
     Crashing: "geometry",
     Rounded: "precision",
     Cast: "precision",
+    RoundedOnGrids: "precision",
+    BentOnGrids: "shift",
+    UnseenOnGrids: "rows",
+    RoughOnGrids: "autocast",
     Absolute: "shift",
     Elsewhere: "shift",
     Relative: "shift",

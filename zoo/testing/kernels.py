@@ -175,7 +175,11 @@ def double(subject: Subject, device: str) -> None:
 
 @plain
 def half(subject: Subject, device: str) -> None:
-    """In bfloat16 it is as good as its inputs: sums and softmax in float32, the bias not rounded to nothing."""
+    """In bfloat16 it is as good as its inputs: sums, softmax and what it learns are float32, the bias not rounded."""
+    for name, parameter in build(subject, Case().geometry()).to(torch.bfloat16).named_parameters():
+        assert parameter.dtype == torch.float32, (
+            f"Cast to bfloat16 the parameter {name} became {parameter.dtype}: leave `_apply` of Kernel in place."
+        )
     survey(subject, (Case(rung=rung) for rung in RUNGS), device, torch.bfloat16, 5e-2)
 
 

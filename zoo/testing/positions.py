@@ -25,6 +25,7 @@ from zoo.testing.probe import (
     STD,
     Skip,
     Subject,
+    blame,
     build,
     check,
     close,
@@ -32,7 +33,10 @@ from zoo.testing.probe import (
     deterministic,
     encode,
     line,
+    models,
     settle,
+    size,
+    some,
     title,
     trunk,
     weights,
@@ -49,66 +53,74 @@ FAR, EXTENT = 32_000, 32_768
 
 def end(model: Trunk) -> tuple[int, int]:
     """The farthest position that is looked at, and the extent: the end of its table for an encoding that has one."""
+    text = model.geometry.axes == 1
     try:
-        weights(model, line(2, FAR), EXTENT)
+        weights(model, some(model, FAR), EXTENT if text else size(model))
     except ZooError:
-        return model.geometry.length[0] - 10, model.geometry.length[0]
-    return FAR, EXTENT
+        return size(model) - 12 if text else 0, size(model)
+    return FAR, EXTENT if text else size(model)
 
 
 @check
 def precision(subject: Subject) -> None:
     """Cast to bfloat16, the module keeps float32 parameters and agrees with its float64 self at position 32 000."""
-    half, exact = trunk(subject), trunk(subject).double()
-    half.position.to(torch.bfloat16)
-    for name, tensor in half.position.state_dict().items():
-        assert tensor.dtype not in (torch.bfloat16, torch.float16), (
-            f"{name} became {tensor.dtype}: leave `_apply` of PositionEncoding in place, it keeps them float32."
+    for half, exact in zip(models(subject), models(subject), strict=True):
+        half.position.to(torch.bfloat16)
+        exact.double()
+        for name, tensor in half.position.state_dict().items():
+            assert tensor.dtype not in (torch.bfloat16, torch.float16), (
+                f"{name} became {tensor.dtype}: leave `_apply` of PositionEncoding in place, it keeps them float32."
+            )
+        far, extent = end(half)
+        close(
+            weights(half, some(half, far), extent),
+            weights(exact, some(half, far).double(), extent),
+            1e-2,
+            f"Attention near position {far} changes when the module is cast to bfloat16: compute angles and distances "
+            "in float32, whatever the model's precision.",
         )
-    far, extent = end(half)
-    positions = line(10, far)
-    close(
-        weights(half, positions, extent),
-        weights(exact, positions.double(), extent),
-        1e-2,
-        f"Attention near position {far} changes when the module is cast to bfloat16: compute angles and distances in "
-        "float32, whatever the model's precision.",
-    )
-    for model in (half, exact):  # the same garbage in both would agree
-        near, there = (told_apart(model, start, extent) for start in (0, far))
-        assert there or not near, (
-            f"Positions {far} and {far + 1} get the same encoding, 0 and 1 do not: they were rounded on the way."
-        )
+        for model in (half, exact):  # the same garbage in both would agree
+            near, there = (told_apart(model, start, extent) for start in (0, far))
+            assert (there | ~near).all(), (
+                f"Positions from {far} on get the same encoding where those from 0 on do not: they were rounded on the "
+                "way."
+            )
 
 
-def told_apart(model: Trunk, start: int, extent: int) -> bool:
-    """Whether a query one token further on attends differently to the key at `start`."""
-    same, next_ = (weights(model, torch.tensor([[start], [start + step]]).float(), extent) for step in (0, 1))
-    return bool((same - next_).abs().max() > 1e-7)
+def told_apart(model: Trunk, start: int, extent: int) -> Tensor:
+    """Which neighbours the last token tells apart, of tokens that are alike but for their positions."""
+    positions = some(model, start)
+    x = content()[:1, :1].expand(1, model.geometry.prefix + len(positions), -1)
+    row = weights(model, positions, extent, x)[0, :, -1, model.geometry.prefix :]
+    return row.diff().abs().amax(0) > 1e-7
 
 
 @check
 def shift(subject: Subject) -> None:
     """Attention does not change when all positions move together, if and only if the encoding says `relative`."""
-    model = trunk(subject)
-    far, extent = end(model)
-    moves = {17: 1e-4, 40: 1e-4, **({far - 1000: 1e-2} if far == FAR else {})}
-    still = weights(model, line(16), extent)
-    moved = {by: float((weights(model, line(16, by), extent) - still).abs().max()) for by in moves}
     name = title(subject)
-    if model.position.relative:
-        for by, tolerance in moves.items():
-            assert moved[by] <= tolerance, (
-                f"{name} claims to be relative, yet attention changes by {moved[by]:.2g} when all positions move "
-                f"by {by}: set `relative = False`, or find what depends on the absolute position."
+    for model in models(subject, image=replace(GRID, prefix=0)):  # registers stay where they are, which is nowhere
+        moved, extent = {}, end(model.double())[1]
+        still = weights(model, some(model), extent)
+        for move in (17, 40, FAR - 1000) if model.geometry.axes == 1 else ((0, 2), (1, 0), (17, 40)):
+            try:
+                there = weights(model, some(model) + torch.tensor(move), extent)
+            except ZooError:
+                continue  # beyond its table
+            moved[move] = float((there - still).abs().max())
+        if not moved:
+            continue
+        if model.position.relative:
+            move, most = max(moved.items(), key=lambda pair: pair[1])
+            assert most <= 1e-6, (
+                f"{name} claims to be relative, yet attention changes by {most:.2g} when all positions move by {move}: "
+                "set `relative = False`, or find what depends on the absolute position."
             )
-    else:  # in float64, where a small change far away is no rounding
-        model = model.double()
-        still = weights(model, line(16).double(), extent)
-        assert any((weights(model, line(16, by).double(), extent) - still).abs().max() > 1e-4 for by in moves), (
-            f"{name} does not claim to be relative, yet moving all positions changes nothing: say `relative = True`, "
-            "or find where the positions get lost."
-        )
+        else:
+            assert max(moved.values()) > 1e-6, (
+                f"{name} does not claim to be relative, yet moving all positions changes nothing: say `relative = "
+                "True`, or find where the positions get lost."
+            )
 
 
 @check
@@ -200,30 +212,26 @@ def image_model(subject: Subject) -> ViT:
 @check
 def storage(subject: Subject) -> None:
     """A state dict stores all that training or chance has set: loaded into another module it gives the same bits."""
-    model, other, file = trunk(subject), trunk(subject, seed=5), io.BytesIO()
+    (model, *_), (other, *_), file = models(subject), models(subject, seed=5), io.BytesIO()
     torch.save(model.position.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     other.position.load_state_dict(state)
     for name, tensor in other.position.state_dict().items():
         assert torch.equal(tensor, state[name]), f"{name} is not what was stored after loading a state dict."
-    gap = weights(model, line(20), 64) - weights(other, line(20), 64)
-    assert not gap.any(), (
+    positions, extent = some(model), size(model)
+    assert torch.equal(weights(model, positions, extent), weights(other, positions, extent)), (
         "A module loaded from a state dict does not give the same bits: something random is neither parameter nor "
         "persistent buffer, or a cache outlives the loading."
     )
-    try:
+    with blame("Built under torch.device('meta'), as sharded training does,"):
         with torch.device("meta"):
             bare = build(subject, model.geometry)
         with deterministic():  # memory that nobody has written to is NaN
             bare.to_empty(device="cpu")
         bare.load_state_dict(state)
-    except Exception as error:
-        raise AssertionError(
-            f"Built under torch.device('meta'), as sharded training does, it raises {type(error).__name__}: {error}"
-        ) from error
     other.positions[0] = bare
-    assert torch.equal(weights(other, line(20), 64), weights(model, line(20), 64)), (
+    assert torch.equal(weights(model, positions, extent), weights(other, positions, extent)), (
         "Built under torch.device('meta') and loaded, it does not give the same bits: a constant that is in no state "
         "dict has to be computed anew when the module moves (override `_apply`)."
     )
@@ -254,26 +262,22 @@ def geometry(subject: Subject) -> None:
     served, reason = 0, ""
     for case, change in cases.items():
         g = replace(GEOMETRY, **change)
-        size = torch.Size(g.length).numel()
+        trained = torch.Size(g.length).numel()
         positions = torch.cartesian_prod(*(torch.arange(min(n, 8)) for n in g.length)).float().view(-1, g.axes)
-        for extent in (size, 4 * size):
+        for extent in (trained, 4 * trained):
             position = None
             try:
-                position = subject(g)
-                encoding = encode(position, positions, extent)
+                with blame(f"What it cannot serve it must refuse with a ZooError that says why. For {case} ({g})"):
+                    position = subject(g)
+                    encoding = encode(position, positions, extent)
             except ZooError as error:
                 reason = str(error)
                 assert reason, f"For {case} the refusal is empty: say what was asked, why not, and what would work."
-                assert position is None or extent > size, (
+                assert position is None or extent > trained, (
                     f"For {case} it is built, and then refuses the very length that it was built for ({reason}): "
                     "what the geometry decides is refused in __init__."
                 )
                 continue
-            except Exception as error:
-                raise AssertionError(
-                    f"For {case} ({g}) it raises {type(error).__name__}: {error}. What it cannot serve it must refuse "
-                    "with a ZooError that says why."
-                ) from error
             served += 1
             for name, tensor in parts(encoding):
                 assert tensor.isfinite().all(), f"For {case} the {name} is not finite: refuse it, or repair it."
@@ -303,22 +307,22 @@ def parts(encoding: Encoding) -> Iterator[tuple[str, Tensor]]:
 @check
 def autocast(subject: Subject) -> None:
     """Under bf16 autocast it computes in float32, and returns float32."""
-    model = trunk(subject)
-    positions = line(16, 40)
-    plain = dict(enumerate(parts(encode(model.position, positions, 64))))
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = dict(enumerate(parts(encode(model.position, positions, 64))))
-    if not plain:
+    served = 0
+    for model in models(subject):
+        plain = [*parts(encode(model.position, some(model), size(model)))]
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = [*parts(encode(model.position, some(model), size(model)))]
+        served += len(plain)
+        for (name, tensor), (_, found) in zip(plain, mixed, strict=True):
+            assert found.dtype == torch.float32, f"Under autocast the {name} is {found.dtype}, not float32."
+            close(
+                found,
+                tensor,
+                1e-5 * (1 + float(tensor.abs().max())),
+                f"Under autocast the {name} is computed in half precision: switch autocast off around it.",
+            )
+    if not served:
         raise Skip(f"{title(subject)} returns no tensors.")
-    for number, (name, tensor) in plain.items():
-        found = mixed[number][1]
-        assert found.dtype == torch.float32, f"Under autocast the {name} is {found.dtype}, not float32."
-        close(
-            found,
-            tensor,
-            1e-5 * (1 + float(tensor.abs().max())),
-            f"Under autocast the {name} is computed in half precision: switch autocast off around it.",
-        )
 
 
 CHECKS = (

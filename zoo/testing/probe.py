@@ -24,6 +24,7 @@ from zoo.errors import ZooError
 from zoo.kernel import Eager, Kernel, Mask
 from zoo.position import Encoding, Geometry, PositionEncoding
 from zoo.trunk import Trunk
+from zoo.vit import grid
 
 Subject = Callable[..., Any]
 Check = Callable[..., None]
@@ -119,6 +120,19 @@ def trunk(
     return model
 
 
+def models(subject: Subject, *, image: Geometry = GRID, seed: int = 0) -> list[Trunk]:
+    """One of text and one of images, where it serves them; Skip where it serves neither."""
+    found, reasons = [], []
+    for geometry in (GEOMETRY, image):
+        try:
+            found.append(trunk(subject, geometry, seed=seed))
+        except Skip as reason:
+            reasons.append(reason)
+    if not found:
+        raise reasons[0]
+    return found
+
+
 def settle(model: Trunk) -> None:
     """Weights from a seed of their own, in float64; the encoding's parameters stirred."""
     torch.manual_seed(1)
@@ -175,6 +189,16 @@ def line(tokens: int, start: int = 0) -> Tensor:
     return torch.arange(start, start + tokens).float().unsqueeze(-1)
 
 
+def some(model: Trunk, start: float = 0) -> Tensor:
+    """A dozen positions from `start` on, in a line or on a grid."""
+    return start + (line(12) if model.geometry.axes == 1 else grid(3, 4))
+
+
+def size(model: Trunk) -> int:
+    """The tokens of its first training, which is the extent of the usual request."""
+    return torch.Size(model.geometry.length).numel()
+
+
 def installed(name: str) -> type[Kernel] | None:
     """A kernel by name, if it is installed and can be imported."""
     return plugins.classes("zoo.kernels").get(name)
@@ -196,3 +220,14 @@ def deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def blame(where: str) -> Iterator[None]:
+    """Say where it happened that something else than a refusal or a finding was raised."""
+    try:
+        yield
+    except (AssertionError, Skip, ZooError):
+        raise
+    except Exception as error:
+        raise AssertionError(f"{where} it raises {type(error).__name__}: {error}") from error

@@ -58,7 +58,7 @@ def rung_holds(bias: Bias) -> None:
         close(
             bias.heads(1, 3).block(rows, columns),
             whole[:, 1:3],
-            0.0,
+            1e-6,
             "Some heads of the bias are not those of the whole.",
         )
 

@@ -17,7 +17,7 @@ from zoo.cache import Cache
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.kernel import Eager
-from zoo.testing.probe import Skip, Subject, check, close, content, decoder, line, trunk, weights
+from zoo.testing.probe import Skip, Subject, blame, check, close, content, decoder, line, models, size, some, weights
 
 
 def everywhere(subject: Subject, kind: str, length: int, ask: Callable[[Decoder, str, float], None]) -> None:
@@ -34,7 +34,8 @@ def everywhere(subject: Subject, kind: str, length: int, ask: Callable[[Decoder,
                 try:
                     model = decoder(subject, length=length, kernel=kernel).to(dtype)
                     model.trunk.check(device="cpu", dtype=dtype, training=False, mask=mask, extent=24)
-                    ask(model, name, tolerance)
+                    with blame(f"Through the kernel {name}"):
+                        ask(model, name, tolerance)
                 except (Skip, ZooError):
                     continue
                 break
@@ -92,15 +93,19 @@ def packing(subject: Subject) -> None:
 @check
 def rows(subject: Subject) -> None:
     """Positions that differ between the rows of a batch, as with padding, give what each row gives alone."""
-    model, cases = (trunk(subject), [line(12), line(12, 5), torch.cat((line(7), line(5)))])
-    together = weights(model, torch.stack(cases), 64)
-    for number, positions in enumerate(cases):
-        close(
-            together[number],
-            weights(model, positions, 64, content()[number : number + 1, :12])[0],
-            1e-5,
-            f"Row {number} of a batch with positions [batch, tokens, axes] attends differently than alone.",
-        )
+    for model in models(subject):
+        cases = [line(12), line(12, 5), torch.cat((line(7), line(5)))]
+        if model.geometry.axes == 2:
+            cases = [some(model)[order] for order in (torch.arange(12), torch.arange(12).flip(0), torch.randperm(12))]
+        together = weights(model, torch.stack(cases), size(model))
+        for number, positions in enumerate(cases):
+            x = content()[number : number + 1, : model.geometry.prefix + 12]
+            close(
+                together[number],
+                weights(model, positions, size(model), x)[0],
+                1e-5,
+                f"Row {number} of a batch with positions [batch, tokens, axes] attends differently than alone.",
+            )
     words = decoder(subject)
     tokens, padding = torch.arange(40).view(2, 20) * 7 % 32, torch.tensor([6, 0])
     close(
