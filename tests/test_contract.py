@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from zoo.errors import ZooError
+from zoo.position import Geometry
+
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "zoo").rglob("*.py"))
 PLUGINS = sorted(path for path in (ROOT / "plugins").rglob("*.py") if "build" not in path.parts)
@@ -100,3 +103,9 @@ def test_the_example_is_as_short_as_the_readme_says():
     found = {path.name for path in folder.iterdir() if path.suffix in (".py", ".toml")}
     assert found == {"pyproject.toml", "zoo_example.py", "test_zoo_example.py"}
     assert lines(folder / "pyproject.toml") == 7
+
+
+@pytest.mark.parametrize("size", [{"heads": 0}, {"head_dim": 0}, {"length": (4, 0)}, {"length": ()}, {"layers": -1}])
+def test_a_geometry_has_sizes(size):
+    with pytest.raises(ZooError, match="1 or more"):
+        Geometry(**{"dim": 8, "heads": 2, "kv_heads": 2, "head_dim": 4, "length": (4,), **size})

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.bias import LADDER, Bias, Dense, Logits, Pointwise, Slopes, Toeplitz, carries, rung
+from zoo.errors import ZooError
 
 __all__ = [
     "EXACT",
@@ -65,6 +66,13 @@ class Geometry:
     causal: bool = True
     layer: int | None = None
     layers: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("dim", "heads", "kv_heads", "head_dim", "layers")}
+        sizes |= {"length": min(self.length, default=0)}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ZooError(f"A geometry has {name} of 1 or more, and got {size}.")
 
     @property
     def axes(self) -> int:

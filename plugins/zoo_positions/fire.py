@@ -272,9 +272,17 @@ class Piece(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor | None, ...]:
         x, slope, knots = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):  # backward may be called inside one
+            return *Piece.pull(x, slope, knots, down, ctx.cuts), None
+
+    @staticmethod
+    def pull(
+        x: Tensor, slope: Tensor, knots: Tensor, down: Tensor, cuts: list[tuple[slice, int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, of the slopes and of the intercepts."""
         into_slope, into_intercept = torch.zeros_like(slope), torch.zeros_like(slope)
         into_x = torch.empty_like(x)
-        for part, first, last in ctx.cuts:
+        for part, first, last in cuts:
             some, push = x[..., part].reshape(-1), down[..., part].reshape(len(slope), -1)
             change = rises(slope, first, last)
             pull = change[:, 0] @ push
@@ -287,7 +295,7 @@ class Piece(torch.autograd.Function):
             for into, over in ((into_intercept, sums), (into_slope, moments)):
                 into[:, first : last + 1] -= torch.stack(over, 1).diff(dim=1, append=into.new_zeros(len(into), 1))
             into_x[..., part] = pull.view(*x.shape[:-1], -1)
-        return into_x, into_slope, into_intercept, None
+        return into_x, into_slope, into_intercept
 
 
 def rises(slope: Tensor, first: int, last: int) -> Tensor:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
 from zoo_kernels import flex
 from zoo_kernels.flex import Flex
 
+from zoo import plugins
 from zoo.errors import ZooError
-from zoo.kernel import Eager, Request
-from zoo.position import Pointwise
+from zoo.kernel import Eager, Mask, Request
+from zoo.matrix import places
+from zoo.position import Geometry, Pointwise
+from zoo.vit import grid
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 quiet = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -91,6 +97,72 @@ def test_compiled_on_the_cpu(case, geometry):
         same(one, geometry, 1e-4)
 
 
+TEXT = Geometry(dim=64, heads=4, kv_heads=2, head_dim=16, length=(100,))
+GRID = replace(TEXT, length=(6, 9), prefix=2, causal=False)
+
+
+def fused() -> Iterator[pytest.param]:
+    """Every installed encoding whose bias Flex carries, for text and for images."""
+    for name, kind in {**plugins.classes("zoo.positions"), "FIRE of depth 2": deep}.items():
+        for geometry in (TEXT, GRID):
+            try:
+                found = places(kind(geometry)).bias
+            except ZooError:
+                continue
+            if isinstance(found, Pointwise):
+                yield pytest.param(kind, geometry, id=f"{name} {'text' if geometry is TEXT else 'image'}")
+
+
+def deep(geometry: Geometry):
+    return plugins.load("zoo.positions", "FIRE")(geometry, depth=2, threshold=20.5)
+
+
+def attended(kernel, kind, geometry, tokens: int, dtype, device: str, grad: bool = True) -> list[torch.Tensor]:
+    """Output of a kernel with an encoding, and gradients of queries, keys, values and what the encoding learns."""
+    torch.manual_seed(0)
+    position, count = kind(geometry).to(device, dtype), tokens + geometry.prefix
+    random = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64).to(device, dtype)
+
+    heads = (geometry.heads, geometry.kv_heads, geometry.kv_heads)
+    leaves = [draw(2, some, count, geometry.head_dim).requires_grad_(grad) for some in heads]
+    at = torch.arange(tokens).view(-1, 1) if geometry.axes == 1 else grid(*geometry.length)
+    at = at.to(device, dtype)
+    with torch.set_grad_enabled(grad):
+        bias = position(at, at, tokens, draw(2, count, geometry.dim) if position.content else None).bias
+        out = kernel(geometry)(*leaves, bias=bias, mask=Mask(causal=geometry.causal), scale=0.3)
+    learned = [p for p in position.parameters() if p.requires_grad]
+    push = draw(*out.shape)
+    return [out, *torch.autograd.grad(out, (*leaves, *learned), push, allow_unused=True)] if grad else [out]
+
+
+def tokens_of(geometry: Geometry) -> int:
+    return 100 if geometry is TEXT else 54
+
+
+@quiet
+@pytest.mark.parametrize(("kind", "where"), fused())
+def test_values_with_every_encoding(plain, kind, where):
+    found, wanted = (
+        attended(kernel, kind, where, tokens_of(where), dtype, "cpu", grad=False)[0]
+        for kernel, dtype in ((Flex, torch.float32), (Eager, torch.float64))
+    )
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [plugins.load("zoo.positions", "FIRE"), deep], ids=["FIRE", "FIRE of depth 2"])
+def test_compiled_on_the_cpu_with_fire(kind):
+    """The search for the piece is plain arithmetic, which a compiler takes into the kernel."""
+    found, wanted = (
+        attended(kernel, kind, TEXT, 100, dtype, "cpu", grad=False)[0]
+        for kernel, dtype in ((Flex, torch.float32), (Eager, torch.float64))
+    )
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
 class TestCUDA:
     """Values and gradients on a GPU; learned biases are summed atomically, hence the tolerance."""
 
@@ -144,3 +216,13 @@ class TestCUDA:
 
         for x, y in zip(one.all(Compiled()), one.to(torch.float64).all(Eager(geometry)), strict=True):
             torch.testing.assert_close(x.double(), y, rtol=2e-3, atol=2e-3)
+
+    @pytest.mark.parametrize(("kind", "where"), fused())
+    def test_every_encoding_trains(self, kind, where):
+        found = attended(Flex, kind, where, tokens_of(where), torch.float32, "cuda")
+        wanted = attended(Eager, kind, where, tokens_of(where), torch.float64, "cuda")
+        for x, y in zip(found, wanted, strict=True):
+            assert (x is None) == (y is None)
+            if x is not None:
+                room = 2e-3 * (1 + float(y.abs().max()))
+                torch.testing.assert_close(x.double(), y, rtol=2e-3, atol=room)

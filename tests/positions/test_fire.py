@@ -11,7 +11,7 @@ from zoo.bias import Dense
 from zoo.errors import ZooError
 from zoo.kernel import Eager, Mask
 from zoo.plugins import load
-from zoo.position import Pointwise, Toeplitz
+from zoo.position import Geometry, Pointwise, Toeplitz
 from zoo.vit import grid
 
 Tiled = load("zoo.kernels", "Tiled")
@@ -192,3 +192,17 @@ def test_on_a_grid_the_diagonal_takes_the_place_of_the_position(shape, depth, si
 def test_what_cannot_be_is_refused(shape, changes, arguments, sentence):
     with pytest.raises(ZooError, match=sentence):
         FIRE(shape(**changes), **arguments)
+
+
+def test_a_backward_pass_inside_autocast_is_no_coarser():
+    """Lightning's ends before backward; a loop of one's own may not."""
+    fire = FIRE(Geometry(dim=32, heads=4, kv_heads=4, head_dim=8, length=(64,)))
+    at = torch.arange(96.0).view(-1, 1)
+    gradients = []
+    for inside in (False, True):
+        values = fire(at, at, 96).bias.block(slice(0, 96), slice(0, 96))
+        loss = (values * torch.linspace(-1, 1, values.numel()).view_as(values)).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            gradients.append(torch.autograd.grad(loss, list(fire.parameters())))
+    for plain, mixed in zip(*gradients, strict=True):
+        torch.testing.assert_close(mixed, plain, rtol=1e-6, atol=0)
