@@ -99,22 +99,22 @@ class Release(Callback):
         if isinstance(keeper, ModelCheckpoint) and keeper.dirpath:
             # The last step is kept even where no validation fell on it.
             trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt", weights_only=False)
-        self.release(trainer, pl_module)
+        self.release(trainer, pl_module, trainer.log_dir)  # which all processes ask each other for
 
     @rank_zero_only
-    def release(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def release(self, trainer: Trainer, pl_module: LightningModule, place: str | None) -> None:
         """Write the folder, and say where everything is."""
         task = cast(Task, pl_module)
-        if trainer.log_dir is None or not task.about:  # type: ignore[attr-defined]
+        if place is None or not task.about:
             return
         content: dict[str, Any] = {}
         task.on_save_checkpoint(content)
-        place = Path(trainer.log_dir) / "model"
+        path = Path(place) / "model"
         figures = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val", "train"))
         }
         weights = cast(torch.nn.Module, task.network).state_dict()
-        folder.write(place, content["zoo"], weights, card(content["zoo"], figures, task, trainer))
+        folder.write(path, content["zoo"], weights, card(content["zoo"], figures, task, trainer))
         lines = [f"{name} {value:.4g}" for name, value in figures.items()]
         print(f"\n{', '.join(lines)}\n")
         if isinstance(task, LanguageModel) and self.tokens:
@@ -122,8 +122,8 @@ class Release(Callback):
         keeper = trainer.checkpoint_callback
         saved = Path(keeper.dirpath) / "last.ckpt" if isinstance(keeper, ModelCheckpoint) and keeper.dirpath else "none"
         text = isinstance(task, LanguageModel)
-        following = f"zoo generate {place} --prompt {self.prompt!r}" if text else f"zoo test --ckpt_path {saved}"
-        print(f"Checkpoint: {saved}\nTo publish: {place}\nNext:       {following}")
+        following = f"zoo generate {path} --prompt {self.prompt!r}" if text else f"zoo test --ckpt_path {saved}"
+        print(f"Checkpoint: {saved}\nTo publish: {path}\nNext:       {following}")
 
     def sample(self, task: LanguageModel, trainer: Trainer) -> str:
         """The prompt and what the model adds to it."""

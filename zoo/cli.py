@@ -6,9 +6,7 @@ read metadata only and import no torch.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import __version__, plugins
+from zoo.arguments import Arguments, place, speak
 from zoo.errors import ZooError, listing, near
 
 TRAINER = {
@@ -25,6 +24,8 @@ TRAINER = {
     "predict": "predictions on the test split",
 }
 OWN = {
+    "evaluate": "how far checkpoints really read: perplexity by length and position, passkey, needles, RULER",
+    "analyze": "why: spectra, bias curves and heads of a checkpoint, as pictures and numbers",
     "generate": "sample text from a checkpoint",
     "plugins": "what is installed, from where, and what goes with what",
     "check": "the exam for one plugin",
@@ -79,7 +80,13 @@ def run(argv: list[str]) -> None:
 
         train.main(argv)
     elif verb in OWN:
-        actions: dict[str, Callable[[list[str]], None]] = {"generate": generate, "plugins": show, "check": check}
+        actions: dict[str, Callable[[list[str]], None]] = {
+            "evaluate": evaluate,
+            "analyze": analyze,
+            "generate": generate,
+            "plugins": show,
+            "check": check,
+        }
         actions[verb](rest)
     else:
         guess = near(verb, [*TRAINER, *OWN])
@@ -87,22 +94,18 @@ def run(argv: list[str]) -> None:
         raise ZooError(f"There is no verb {verb!r}.{hint} Verbs: {listing([*TRAINER, *OWN])}.")
 
 
-def speak() -> None:
-    """Let zoo's own log lines reach stderr, as plain lines."""
-    log = logging.getLogger("zoo")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+def evaluate(argv: list[str]) -> None:
+    """`zoo evaluate CKPT...`."""
+    from zoo.evaluate import command
+
+    command.main(argv)
 
 
-class Arguments(argparse.ArgumentParser):
-    """argparse, whose errors are ours."""
+def analyze(argv: list[str]) -> None:
+    """`zoo analyze CKPT`."""
+    from zoo.analyze import command
 
-    def error(self, message: str) -> Any:
-        raise ZooError(f"{message}. Try:  {self.prog} --help")
+    command(argv)
 
 
 def generate(argv: list[str]) -> None:
@@ -126,11 +129,7 @@ def generate(argv: list[str]) -> None:
     from zoo.decoder import Decoder
     from zoo.generate import stream
 
-    try:
-        device = torch.device(options.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise ZooError(f"There is no device {options.device} here. Try:  --device cpu") from None
+    device = place(options.device)
     found = checkpoints.read(options.checkpoint)
     model = found.network()
     if not isinstance(model, Decoder) or "tokenizer" not in found.about:

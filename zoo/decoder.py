@@ -107,6 +107,37 @@ class Decoder(nn.Module):
         )
         return self.trunk(self.embedding(tokens), keys[..., past:, None], keys[..., None], extent, mask, cache)
 
+    @torch.no_grad()
+    def read(
+        self, tokens: Tensor, *, positions: Tensor | None = None, extent: int | None = None, rows: int = 1024
+    ) -> Tensor:
+        """`hidden` for long texts and no gradient, in memory for little more than the result.
+
+        Args:
+            tokens: Ids, [batch, tokens].
+            positions: [tokens] or [batch, tokens], whole numbers below `extent` (default: counted from 0).
+            extent: Final length of the request (default: the tokens at hand).
+            rows: Tokens at a time.
+        """
+        if positions is not None and extent is None:
+            raise ZooError("Positions that are given need an extent too, a number above all of them.")
+        count = tokens.shape[1]
+        at = torch.arange(count, device=tokens.device) if positions is None else positions
+        mask = Mask(causal=True, window=self.window, sinks=self.sinks)
+        return self.trunk.read(self.embedding(tokens), at.float()[..., None], extent or count, mask, rows)
+
+    @torch.no_grad()
+    def refusal(self, tokens: int) -> str | None:
+        """Why its encoding cannot read so many tokens, as a table that ends cannot; None where it can."""
+        last = torch.full((1, 1), float(tokens - 1), device=self.embedding.weight.device)
+        hidden = last.new_zeros(1, 1, self.trunk.geometry.dim)
+        try:
+            for position in self.trunk.positions:
+                position(last, last, tokens, hidden if position.content else None)
+        except ZooError as error:
+            return str(error)
+        return None
+
 
 def restart(documents: Tensor) -> Tensor:
     """Positions [batch, tokens] that start at 0 with each document."""

@@ -14,6 +14,10 @@ class ZooError(Exception):
     """A request that cannot be served; the message says why and what would work."""
 
 
+class Unfit(ZooError):  # noqa: N818
+    """One measurement among many that cannot be taken; the message is the reason, and the others go on."""
+
+
 def near(word: str, words: Iterable[str]) -> list[str]:
     """The entries of `words` that `word` was probably meant to be, best first, whatever their capitals."""
     spelled = {known.lower(): known for known in words}

@@ -22,6 +22,19 @@ def chunks(hidden: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor,
     yield from zip(hidden.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
 
 
+def surprises(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of each token, in float32; logits [..., vocabulary] give way to probabilities."""
+    index = targets.clamp(min=0).unsqueeze(-1)
+    right, most = logits.gather(-1, index), logits.amax(-1, keepdim=True)
+    if logits.device.type == "cpu":
+        torch.softmax(logits, -1, out=logits)
+    else:  # where nobody has seen the fused kernel overwrite what it reads
+        logits.copy_(logits.softmax(-1))
+    # The largest probability is 1 / sum(exp(logits - most)) and no less than 1 / vocabulary: its logarithm is exact
+    # where that of the target's would be that of 0.
+    return (most - logits.amax(-1, keepdim=True).log() - right).squeeze(-1)
+
+
 class Surprise(torch.autograd.Function):
     """Sum of -log softmax(logits)[target], in float32: the logits give way to their own gradient, in place.
 
@@ -31,15 +44,8 @@ class Surprise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         seen = (targets != IGNORED).unsqueeze(-1)
+        loss = surprises(logits, targets).unsqueeze(-1)
         index = targets.clamp(min=0).unsqueeze(-1)
-        right, most = logits.gather(-1, index), logits.amax(-1, keepdim=True)
-        if logits.device.type == "cpu":
-            torch.softmax(logits, -1, out=logits)
-        else:  # where nobody has seen the fused kernel overwrite what it reads
-            logits.copy_(logits.softmax(-1))
-        # The largest probability is 1 / sum(exp(logits - most)) and no less than 1 / vocabulary: its logarithm is exact
-        # where that of the target's would be that of 0.
-        loss = most - logits.amax(-1, keepdim=True).log() - right
         logits.scatter_(-1, index, logits.gather(-1, index) - 1)
         ctx.save_for_backward(logits, seen)
         return torch.where(seen, loss, 0.0).sum()

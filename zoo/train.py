@@ -27,11 +27,12 @@ from zoo.checkpoints import lightning as ckpt
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
+from zoo.evaluate.callback import LengthGeneralisation
 from zoo.messages import Parser, buried
 from zoo.task import Task
 from zoo.tasks import ImageClassifier, LanguageModel
 
-__all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "Text", "main"]
+__all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "LengthGeneralisation", "Text", "main"]
 
 FREE = {"optimizer", "schedule", "weights", "compile", "chunk", "smoothing", "checkpointing"}
 """Arguments of a task that a checkpoint's weights do not depend on."""
@@ -117,6 +118,9 @@ class CLI(LightningCLI):
         source = self.stored
         if source is None and self.model.weights is not None:
             source = checkpoints.read(self.model.weights).about
+        if source is not None and isinstance(self.model, ImageClassifier) and self.model.size is None:
+            # That of first training, which the encoding was built for; the images of this run may have another.
+            self.model.size = tuple(source["network"]["init_args"]["size"])
         if source is not None and source.get("tokenizer") and isinstance(self.datamodule, Text):
             self.datamodule.use(Tokenizer.restore(source["tokenizer"]))
             rank_zero_only(print)(

@@ -192,34 +192,73 @@ class Trunk(nn.Module):
             mask: Over buffer indices; layers without positions leave its window out.
             cache: Of earlier tokens; advanced here.
         """
-        shared: Encoding | None = None
-        local, whole = mask, mask
+        whole = mask
         if self.nope_every is not None and mask.window is not None:
             whole = replace(mask, window=None, sinks=0, memo={})
+        shared: Encoding | None = None
         for layer, block in enumerate(self.blocks):
-            encoding, mask = (Encoding(), whole) if self.bare(layer) else (shared, local)
+            encoding = Encoding() if self.bare(layer) else shared
             if encoding is None:
                 if layer == 0 and self.position.content:
                     x = self.dropout(x)  # such an encoding reads what attention reads
-                position: PositionEncoding = self.positions[layer if len(self.positions) > 1 else 0]  # type: ignore[assignment]
-                seen = block.norm1(x) if position.content and not block.after else x  # type: ignore[operator]
-                state = cache.state(layer) if cache is not None and position.content else None
-                with exact():
-                    encoding = position(queries, keys, extent, seen if position.content else None, state)
-                if not position.per_layer and not position.content:
+                encoding = self.encode(layer, x, queries, keys, extent, cache)
+                if not self.position.per_layer and not self.position.content:
                     shared = encoding
                 if layer == 0:
                     if encoding.embedding is not None:
                         x = add(x, encoding.embedding, self.geometry.prefix)
-                    if not position.content:
+                    if not self.position.content:
                         x = self.dropout(x)
+            seen = whole if self.bare(layer) else mask
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, encoding, mask, cache, use_reentrant=False)
+                x = checkpoint(block, x, encoding, seen, cache, use_reentrant=False)
             else:
-                x = block(x, encoding, mask, cache)
+                x = block(x, encoding, seen, cache)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)
+
+    def encode(
+        self, layer: int, x: Tensor, queries: Tensor, keys: Tensor, extent: int, cache: Cache | None
+    ) -> Encoding:
+        """What the encoding tells one layer, whose stream is x."""
+        block: Block = self.blocks[layer]  # type: ignore[assignment]
+        position: PositionEncoding = self.positions[layer if len(self.positions) > 1 else 0]  # type: ignore[assignment]
+        if not position.content:
+            with exact():
+                return position(queries, keys, extent)
+        state = cache.state(layer) if cache is not None else None
+        with exact():
+            return position(queries, keys, extent, x if block.after else block.norm1(x), state)
+
+    def read(self, x: Tensor, positions: Tensor, extent: int, mask: Mask, rows: int) -> Tensor:
+        """`forward` without gradients, in place, layer after layer, some rows at a time.
+
+        Beside x there are the keys and values of one layer, and whatever a block makes of some rows.
+
+        Args:
+            x: [batch, tokens, dim]; overwritten.
+            positions: [tokens, axes] or [batch, tokens, axes].
+            extent: Final length of the request.
+            mask: Causal, without documents; its offset is that of x.
+            rows: Tokens at a time.
+        """
+        parts = [slice(start, min(start + rows, x.shape[1])) for start in range(0, x.shape[1], rows)]
+        for layer, block in enumerate(self.blocks):
+            cache = Cache(x.shape[1])
+            bare = self.bare(layer)
+            for part in parts:
+                here, keys = x[:, part], positions[..., : part.stop, :]
+                encoding = Encoding() if bare else self.encode(layer, here, keys[..., part, :], keys, extent, cache)
+                if layer == 0 and encoding.embedding is not None:
+                    here = add(here, encoding.embedding, 0)
+                window, sinks = (None, 0) if bare else (mask.window, mask.sinks)
+                seen = replace(mask, offset=part.start, window=window, sinks=sinks, memo={})
+                x[:, part] = block(here, encoding, seen, cache)
+                cache.advance(here.shape[1])
+        for part in parts:
+            x[:, part] = self.norm(x[:, part])
+        return x
 
 
 @contextmanager

@@ -274,6 +274,11 @@ class Text(L.LightningDataModule):
             return Split(rows, 0.0, 0.0, self.seed)["train"]
         return _Head(rows, self.seed, 0.0, 0.0)["train"]
 
+    def documents(self, part: str) -> tuple[str, Dataset]:
+        """The origin and the whole documents of a part, as text."""
+        held = self._held.get(part)
+        return (held or self._corpus).origin, self._apart(held) if held else self._split[part]
+
     # What is fed
 
     def train_dataloader(self) -> DataLoader:

@@ -64,6 +64,10 @@ class Tokenizer:
         """The text of the numbers; what is no text, or no number of this vocabulary, becomes U+FFFD."""
         return b"".join(map(self._bytes, ids)).decode(errors="replace")
 
+    def sizes(self, ids: Iterable[int]) -> list[int]:
+        """How many bytes of text each number stands for."""
+        return [len(self._bytes(number)) for number in ids]
+
     def _bytes(self, number: int) -> bytes:
         if number == self.end:
             return END.encode()

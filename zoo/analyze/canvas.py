@@ -1,0 +1,100 @@
+"""The canvas of an analysis's pictures: a sentence above says what is seen; two checkpoints share one scale.
+
+A picture shows no more than six layers and eight heads apart, evenly chosen; the numbers beside it hold all of them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import NullLocator
+
+from zoo.pictures import HEADS, WEIGHT
+
+Document = dict[str, Any]
+COLUMNS, TILES = 6, 8
+"""Layers side by side, and heads, at most."""
+LATE = "#d9822b"
+"""The colour of what training never saw whole."""
+
+
+def chosen(count: int, most: int) -> list[int]:
+    """Evenly chosen numbers below `count`, the first and the last among them."""
+    return list(range(count)) if count <= most else sorted({round(step) for step in np.linspace(0, count - 1, most)})
+
+
+def sheet(
+    rows: int, columns: int, title: str, words: str, *, wide: float = 2.3, high: float = 1.8, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure with a grid of axes under a sentence."""
+    width = max(columns * wide, 7.2)
+    lines = textwrap.wrap(words, int(width * 17))
+    top = 0.45 + 0.14 * len(lines)
+    height = rows * high + top
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - top / height), h_pad=0.08, w_pad=0.06)
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout=layout)
+    FigureCanvasAgg(figure)
+    figure.text(0.1 / width, 1 - 0.12 / height, title, va="top", fontsize=10, weight="bold")
+    figure.text(
+        0.1 / width, 1 - 0.35 / height, "\n".join(lines), va="top", fontsize=7.5, color="#555555", linespacing=1.3
+    )
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def tint(head: int, heads: int) -> Any:
+    """The colour of a head: the first dark, the last bright."""
+    return HEADS(head / max(heads - 1, 1))
+
+
+def ends(heads: int) -> str:
+    """How colours are read."""
+    return "" if heads == 1 else f" One line a head, from head 1 (dark blue) to head {heads} (yellow)."
+
+
+def label(axes: np.ndarray, documents: list[Document], each: int = 1) -> None:
+    """Names of the checkpoints above their rows, where there are several."""
+    if len(documents) > 1:
+        for number, document in enumerate(documents):
+            first = axes[number * each, 0]
+            said = first.get_title(loc="left")
+            first.set_title(f"{document['name']}: {said}" if said else document["name"], fontsize=8, loc="left")
+
+
+def periods(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic axis of frequencies that reads as periods."""
+    ticks = [2**k for k in range(1, 20) if low <= 1 / 2**k <= high * 1.001]
+    ticks = ticks[:: -(-len(ticks) // 6)]
+    axes.set_xscale("log")
+    axes.set_xlim(high * 1.06, low / 1.06)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks([1 / tick for tick in ticks], [str(tick) for tick in ticks])
+
+
+def maps(shown: list[tuple[Document, list[Document], str]], title: str, words: str) -> Figure:
+    """Heat maps over (dy, dx), a layer a row, a head a column."""
+    layers = chosen(len(shown[0][1]), COLUMNS)
+    heads = chosen(len(shown[0][1][0][shown[0][2]]), TILES)
+    figure, axes = sheet(len(layers) * len(shown), len(heads), title, words, wide=1.35, high=1.35)
+    for number, (document, found, key) in enumerate(shown):
+        for row, layer in enumerate(layers):
+            for column, head in enumerate(heads):
+                one, values = axes[number * len(layers) + row, column], np.array(found[layer][key][head])
+                high, wide = (side // 2 for side in values.shape)
+                one.imshow(
+                    # Rows of the table are query less key; drawn is the key as seen from the query.
+                    values[::-1, ::-1],
+                    cmap=WEIGHT,
+                    extent=(-wide - 0.5, wide + 0.5, high + 0.5, -high - 0.5),
+                    interpolation="nearest",
+                )
+                one.set(xticks=[-wide, 0, wide], yticks=[-high, 0, high])
+                name = f"{document['name']}: " if len(shown) > 1 and not row and not column else ""
+                one.set_title(f"{name}layer {found[layer]['layer'] + 1}, head {head + 1}", fontsize=6.5)
+        axes[(number + 1) * len(layers) - 1, 0].set(xlabel="columns (patches)", ylabel="rows (patches)")
+    return figure

@@ -1,0 +1,35 @@
+"""The pictures of an analysis, and which part of its document each of them shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from zoo.analyze.attention import bias, heads, redundancy
+from zoo.analyze.canvas import Document
+from zoo.analyze.spectra import coefficients, response, spectrum, streams
+from zoo.pictures import STYLE
+
+PICTURES: dict[str, tuple[Callable[[list[Document]], Figure | None], str]] = {
+    "spectrum": (spectrum, "spectrum"),
+    "coefficients": (coefficients, "spectrum"),
+    "response": (response, "response"),
+    "bias": (bias, "bias"),
+    "streams": (streams, "streams"),
+    "heads": (heads, "heads"),
+    "redundancy": (redundancy, "heads"),
+}
+"""Each picture by the name of its file, and the part of the document that it shows."""
+
+
+def figures(documents: list[Document]) -> dict[str, tuple[Figure, list[Document]]]:
+    """Every picture that has something to show, with its numbers."""
+    found = {}
+    with style.context(["default", STYLE]):
+        for name, (draw, part) in PICTURES.items():
+            figure = draw(documents)
+            if figure is not None:
+                found[name] = figure, [{"name": d["name"], part: d[part]} for d in documents]
+    return found

@@ -1,0 +1,105 @@
+"""A language model under measurement: what it loses on a text, what it answers to a prompt, how far it can read.
+
+Every measure reads through this door, so all of them share its rules: memory grows linearly with the length, logits
+exist only where they are scored, and what does not fit is refused, never cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from zoo.cache import Cache
+from zoo.checkpoints import Checkpoint
+from zoo.data.tokenizer import Tokenizer
+from zoo.decoder import Decoder
+from zoo.errors import Unfit, ZooError
+from zoo.loss import surprises
+
+CHUNK = 512
+"""Tokens that are read, or whose logits are held, at once."""
+
+
+class Reader:
+    """A decoder with its tokenizer.
+
+    Args:
+        checkpoint: Of a language model.
+        name: What tables and pictures call it.
+        device: Where it runs.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str, device: str | torch.device = "cpu") -> None:
+        model = checkpoint.network()
+        if not isinstance(model, Decoder) or "tokenizer" not in checkpoint.about:
+            raise ZooError(f"{checkpoint.path} is not a language model with a tokenizer, so it cannot read text.")
+        self.name, self.device = name, torch.device(device)
+        self.model = model.to(self.device)
+        self.tokenizer = Tokenizer.restore(checkpoint.about["tokenizer"])
+        self.refusals: dict[int, str | None] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens at first training."""
+        return self.model.length
+
+    def refusal(self, tokens: int) -> str | None:
+        """Why it cannot read so many tokens, as a table that ends cannot; None where it can."""
+        if tokens not in self.refusals:
+            self.refusals[tokens] = self.model.refusal(tokens)
+        return self.refusals[tokens]
+
+    def fit(self, tokens: int) -> None:
+        """Raise Unfit where so many tokens cannot be read."""
+        if reason := self.refusal(tokens):
+            raise Unfit(f"{tokens} tokens cannot be read: {reason}")
+
+    @torch.inference_mode()
+    def losses(self, tokens: Tensor, *, positions: Tensor | None = None, extent: int | None = None) -> Tensor:
+        """Loss in nats of every token but the first, float32 [batch, tokens - 1].
+
+        Args:
+            tokens: Ids [batch, tokens], at least two.
+            positions: [tokens], whole numbers below `extent` (default: counted from 0).
+            extent: What the model is told of the request's length (default: the tokens at hand).
+        """
+        extent = extent or tokens.shape[1]
+        self.fit(extent)
+        tokens = tokens.to(self.device)
+        at = None if positions is None else positions[:-1].to(self.device)
+        hidden = self.model.read(tokens[:, :-1], positions=at, extent=extent, rows=CHUNK)
+        found = hidden.new_empty(hidden.shape[:2], dtype=torch.float32)
+        rows = max(CHUNK // len(tokens), 1)
+        for start in range(0, hidden.shape[1], rows):
+            part = slice(start, start + rows)
+            found[:, part] = surprises(self.model.head(hidden[:, part]).float(), tokens[:, 1:][:, part])
+        return found.cpu()
+
+    @torch.inference_mode()
+    def answer(self, prompt: list[int], tokens: int, *, stop: Callable[[str], bool] | None = None) -> str:
+        """What it says greedily after a prompt.
+
+        Args:
+            prompt: Ids, at least one.
+            tokens: How many to add at most; fewer where the tokenizer's end comes.
+            stop: Asked after each token with the text so far; true ends the answer.
+        """
+        if not prompt:
+            raise Unfit("An empty prompt cannot be answered.")
+        total = len(prompt) + tokens
+        self.fit(total)
+        cache = Cache(total)
+        ids = torch.tensor([prompt], device=self.device)
+        for part in ids.split(CHUNK, 1):
+            hidden = self.model.hidden(part, cache=cache)
+        said: list[int] = []
+        while True:
+            said.append(int(self.model.head(hidden[:, -1]).argmax(-1)))
+            if said[-1] == self.tokenizer.end:
+                return self.tokenizer.decode(said[:-1])
+            text = self.tokenizer.decode(said)
+            if len(said) == tokens or (stop is not None and stop(text)):
+                return text
+            hidden = self.model.hidden(torch.tensor([said[-1:]], device=self.device), cache=cache)

@@ -1,0 +1,91 @@
+"""Which documents are read: files that are named, or what a checkpoint's own data set aside for testing.
+
+A model that has trained on Python's standard library must not be measured on what it has learned by heart, so without
+files the documents are those that its run has not seen, and the report says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from zoo.data import Text, corpus
+from zoo.data.tokenizer import Tokenizer
+from zoo.errors import ZooError
+from zoo.lengths import short
+
+WIDE = 64
+"""Characters that no tokenizer makes into one token throughout a text."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Texts, where they come from, and a digest that is the same for the same texts."""
+
+    origin: str
+    texts: list[str]
+
+    @property
+    def digest(self) -> str:
+        """Of the texts, in their order."""
+        found = hashlib.sha256()
+        for text in self.texts:
+            found.update(hashlib.sha256(text.encode(errors="replace")).digest())
+        return found.hexdigest()[:16]
+
+    def long(self, tokenizers: Sequence[Tokenizer], length: int, most: int) -> tuple[list[str], int]:
+        """Texts that hold `length` tokens in every tokenizer, cut there, and how many are too short.
+
+        Of more than `most` those are taken that lie evenly in the order of the documents.
+        """
+        found, longest = [], 0
+        for text in self.texts:
+            start = text[: WIDE * length]
+            held = min(len(one.encode(start)) for one in tokenizers)
+            longest = max(longest, held)
+            if held >= length:
+                found.append(start)
+        if not found:
+            raise ZooError(
+                f"None of the {len(self.texts)} documents of {self.origin} holds {short(length)} tokens; the longest "
+                f"has {longest}.   Try:  --lengths {longest}, or --files with longer texts"
+            )
+        few = min(len(found), most)
+        return [found[index * len(found) // few] for index in range(few)], len(self.texts) - len(found)
+
+
+def named(files: list[str], column: str = "text") -> Documents:
+    """The documents of files, folders or globs: one a file, or one a row of .jsonl and .parquet."""
+    try:
+        source = corpus.local(files, column)
+    except ZooError as error:
+        raise ZooError(str(error).replace("--data.files", "--files")) from None
+    return gathered(", ".join(Path(name).name for name in files), source.load())
+
+
+def held_out(about: Mapping[str, Any]) -> Documents:
+    """What the data section of a checkpoint set aside for testing; of the standard library where it says nothing."""
+    node = (about.get("asked") or {}).get("data") or {}
+    arguments = dict(node.get("init_args") or {}) if str(node.get("class_path", "")).endswith("Text") else {}
+    data = Text(**arguments)
+    if data.streaming or data.dataset:
+        raise ZooError(
+            "This checkpoint's data come from a stream or a hub, and what it held out is not at hand.   "
+            "Try:  --files TEXT..."
+        )
+    origin, rows = data.documents("test")
+    return gathered(f"held-out documents of {origin}", rows)
+
+
+def gathered(origin: str, rows: Any) -> Documents:
+    """All texts of a data set, without the empty ones."""
+    assert isinstance(rows, Dataset)
+    texts = [text for text in rows["text"] if text]
+    if not texts:
+        raise ZooError(f"There is no text in {origin}.")
+    return Documents(origin, texts)
