@@ -4,8 +4,8 @@
 
 The same shape (8 layers, 512 wide, 8 heads, vocabulary 8192), float32, no gradient, batch 1. transformers: the model
 without its head on the whole text (SDPA, no cache), then head and cross-entropy by chunks of 1024 tokens. zoo:
-`Reader.losses`. Each cell is a fresh process: peak resident memory less what it held with the model after a short
-warm-up (Linux tells it), and the median time of some rounds. First the losses of the two are compared, on equal weights.
+`Reader.losses`. Each cell is a fresh process: peak resident memory less what it held with the model after a warm-up
+(Linux tells it), and the median time of some rounds. First the losses of the two are compared, on equal weights.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def command(argv: list[str]) -> None:
         metavar="TEXT",
         nargs="+",
         help="files or folders of text; for a vision transformer a folder of images "
-        "(default: the standard library of Python; the images of the training data)",
+        "(default: what the first checkpoint's data set aside for testing)",
     )
     parser.add_argument(
         "--length", type=int, help="tokens of a window, or pixels of a side (default: those of first training)"

@@ -132,7 +132,7 @@ def read(
 
     Args:
         paths: Of the checkpoints.
-        files: Text, or one folder of images; default: Python's standard library, or the images of the training data.
+        files: Text, or one folder of images; default: what the first one's data set aside for testing.
         length: Tokens of a window, or pixels of a side; default: those of first training of the first checkpoint.
         device: Where to run.
     """
@@ -147,17 +147,16 @@ def read(
     names = [path.name if path.is_dir() else path.stem for path in (Path(word).resolve() for word in paths)]
     if len(set(names)) < len(names):
         names = [str(Path(word)) for word in paths] if len(set(paths)) == len(paths) else [*"AB"[: len(paths)]]
-    subjects, shared = (
-        [],
-        None if "images" in kinds else texts.named(files) if files else texts.held_out(found[0].about),
-    )
+    subjects, shared = [], None
+    if "images" not in kinds:
+        shared = texts.named(files) if files else texts.held_out(found[0].about)
     for name, checkpoint, model in zip(names, found, models, strict=True):
         assert isinstance(model, Decoder | ViT)
         if isinstance(model, ViT):
             origin, inputs = pictures(checkpoint, model, files, length)
         else:
             assert shared is not None
-            origin, inputs = shared.origin, text(checkpoint, shared.texts, length or models[0].length)  # type: ignore[arg-type]
+            origin, inputs = shared.origin, text(checkpoint, shared.texts, length or models[0].length)
         model, inputs = model.to(device), inputs.to(device)
         subjects.append(Subject(name, str(checkpoint.path), model, inputs, origin))
     return subjects
