@@ -156,7 +156,7 @@ def read(
             origin, inputs = pictures(checkpoint, model, files, length)
         else:
             assert shared is not None
-            origin, inputs = shared.origin, text(checkpoint, shared.texts, length or models[0].length)
+            origin, inputs = shared.origin, text(checkpoint, shared.texts, length or models[0].length)  # type: ignore[arg-type]
         model, inputs = model.to(device), inputs.to(device)
         subjects.append(Subject(name, str(checkpoint.path), model, inputs, origin))
     return subjects
