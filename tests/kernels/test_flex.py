@@ -152,17 +152,6 @@ def test_values_with_every_encoding(plain, kind, where):
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [plugins.load("zoo.positions", "FIRE"), deep], ids=["FIRE", "FIRE of depth 2"])
-def test_compiled_on_the_cpu_with_fire(kind):
-    """The search for the piece is plain arithmetic, which a compiler takes into the kernel."""
-    found, wanted = (
-        attended(kernel, kind, TEXT, 100, dtype, "cpu", grad=False)[0]
-        for kernel, dtype in ((Flex, torch.float32), (Eager, torch.float64))
-    )
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
-
-
 class TestCUDA:
     """Values and gradients on a GPU; learned biases are summed atomically, hence the tolerance."""
 
