@@ -37,6 +37,8 @@ class SDPA(Kernel):
         kinds = needed(mask, queries, keys)
         if bias is None and (not kinds or (kinds == {"causal"} and not mask.offset and queries == keys)):
             return scaled_dot_product_attention(q, k, v, is_causal=bool(kinds), scale=scale, enable_gqa=grouped)
+        if bias is None and kinds == {"causal"} and later(q, k, mask):
+            return after(q, k, v, mask.offset, scale)
         if grouped and q.device.type != "cpu":  # on CUDA a mask and grouped keys together leave only the unfused path
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
             grouped = False
@@ -46,6 +48,28 @@ class SDPA(Kernel):
         assert seen is not None
         out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=grouped)
         return out if blind is None else out.masked_fill(blind, 0.0)
+
+
+def later(q: Tensor, k: Tensor, mask: Mask) -> bool:
+    """Whether the queries are a CPU's last tokens, more than one, of a text that is only read."""
+    plain = q.device.type == "cpu" and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad))
+    return plain and 0 < mask.offset == k.shape[2] - q.shape[2] and q.shape[2] > 1
+
+
+def after(q: Tensor, k: Tensor, v: Tensor, offset: int, scale: float) -> Tensor:
+    """Causal attention of the tokens from `offset` on, without a mask as a tensor.
+
+    All of them see all that came before, and among themselves they are causal: two flash kernels, whose sums of
+    exponentials weigh their results. torch hides causality that starts late behind a mask, and computes what it hides.
+    """
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    own, mine = flash(q, k[:, :, offset:], v[:, :, offset:], 0.0, True, scale=scale)
+    past, theirs = flash(q, k[:, :, :offset], v[:, :, :offset], 0.0, False, scale=scale)
+    both = torch.logaddexp(mine, theirs)
+    share, rest = ((each - both).exp().unsqueeze(-1) for each in (mine, theirs))
+    return (own * share + past * rest).to(q.dtype)
 
 
 def needed(mask: Mask, queries: int, keys: int) -> frozenset[str]:

@@ -11,6 +11,7 @@ from zoo_kernels.tiled import Tiled
 
 from zoo.errors import ZooError
 from zoo.kernel import Eager, Kernel, Mask
+from zoo.position import Geometry
 
 
 def sees(mask: Mask, b: int, i: int, j: int) -> bool:
@@ -196,3 +197,21 @@ def test_values_may_be_wider_than_keys(case, geometry, kernel):
 def test_a_rung_above_is_refused(case, geometry):
     with pytest.raises(ZooError, match="SDPA cannot carry a Logits bias; it carries biases up to Dense"):
         case("logits").run(SDPA(geometry))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("past", "tokens"), [(1, 2), (5, 70), (200, 33), (64, 64)])
+def test_sdpa_reads_on_without_a_mask(past, tokens, dtype, monkeypatch):
+    """Two flash kernels that are weighed against each other, where a mask would be a tensor."""
+    monkeypatch.setattr("zoo_kernels.sdpa.sight", None)  # no mask is made
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, count, 16) * 3 for heads, count in ((4, tokens), (2, past + tokens), (2, past + tokens))
+    )
+    shape = Geometry(dim=64, heads=4, kv_heads=2, head_dim=16, length=(8,))
+    mask = Mask(causal=True, offset=past)
+    wanted = Eager(shape)(*(x.to(dtype).double() for x in (q, k, v)), mask=mask, scale=0.3)
+    found = SDPA(shape)(q.to(dtype), k.to(dtype), v.to(dtype), mask=mask, scale=0.3)
+    assert found.dtype == dtype
+    close = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found.double(), wanted, rtol=close, atol=close)
