@@ -7,20 +7,25 @@ import re
 from zoo.errors import ZooError
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20}
+MOST = 2**30
+"""Tokens; more is a slip of the hand."""
 
 
 def length(word: str) -> int:
     """The number of tokens that a word such as 32k stands for."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", word.strip())
     value = float(match[1]) * UNITS[match[2].lower()] if match else 0.0
-    if match is None or value < 1 or value != int(value):
-        raise ZooError(f"{word!r} is no length. Lengths are written 512, 1k (1024), 32k, 1m.")
+    if match is None or not 1 <= value <= MOST or value != int(value):
+        raise ZooError(f"{word!r} is no length. Lengths are written 512, 1k (1024), 32k, 1m; 1024m is the largest.")
     return int(value)
 
 
 def lengths(words: str) -> tuple[int, ...]:
     """The numbers of a list such as 512,1k,2k, rising and each once."""
-    return tuple(sorted({length(word) for word in words.split(",") if word.strip()}))
+    found = tuple(sorted({length(word) for word in words.split(",") if word.strip()}))
+    if not found:
+        raise ZooError(f"There is no length in {words!r}. Lengths are written 512,1k,2k.")
+    return found
 
 
 def short(tokens: int) -> str:

@@ -9,22 +9,23 @@ import torch
 
 from zoo import checkpoints
 from zoo.checkpoints import folder
+from zoo.checkpoints.names import names
 from zoo.cli import run
-from zoo.data.tokenizer import Tokenizer
+from zoo.data.tokenizer import Tokenizer, train
 from zoo.errors import ZooError
-from zoo.evaluate import MEASURES, Evaluation, Setting, names, perplexity
+from zoo.evaluate import MEASURES, Evaluation, Setting, perplexity, texts
 
 
-def saved(path, position="RoPE", task="LanguageModel", seed=0, **arguments):
+def saved(path, position="RoPE", task="LanguageModel", seed=0, tokenizer=None, base=None, **arguments):
     """A small random model of bytes, as a folder."""
-    tokenizer = Tokenizer("bytes")
+    tokenizer = tokenizer or Tokenizer("bytes")
     torch.manual_seed(seed)
     node = {
         "class_path": "zoo.decoder.Decoder",
         "init_args": {
             **{"vocabulary": tokenizer.vocabulary, "length": 32, "dim": 16, "layers": 1, "heads": 2, "std": 0.3},
             **arguments,
-            "position": {"class_path": position, "init_args": {}},
+            "position": {"class_path": position, "init_args": {} if base is None else {"base": base}},
             "kernel": {"class_path": "Auto", "init_args": {}},
         },
     }
@@ -144,6 +145,10 @@ def test_another_runs_folder_is_left_alone(tmp_path, files):
     saved(tmp_path / "one", seed=5)  # the same name, other weights
     with pytest.raises(ZooError, match="another run: its checkpoints differ"):
         ask(one, "--lengths", "32", *words)
+    shutil.rmtree(one)
+    saved(tmp_path / "one", base=100.0)  # the same name and weights, another network
+    with pytest.raises(ZooError, match="another run: its checkpoints differ"):
+        ask(one, "--lengths", "32", *words)
     assert (out / "results.json").read_bytes() == before
     (out / "results.json").write_text("{")
     with pytest.raises(ZooError, match="damaged"):
@@ -185,6 +190,8 @@ def test_nothing_that_could_be_measured_is_an_error(tmp_path, files, capsys):
         (["--depths", "a"], "numbers from 0 to 1"),
         (["--device", "tpu9"], "no device"),
         (["--lengths", "32", "--measures", "ruler", "--tasks", "niah"], "niah"),
+        (["--lengths", ","], "no length in ','"),
+        (["--lengths", "32", "--measures", "offset", "--offsets", "0,x"], "'x' is no length"),
     ],
 )
 def test_bad_input_is_answered_with_a_sentence(tmp_path, files, words, sentence):
@@ -200,8 +207,73 @@ def test_checkpoints_of_the_wrong_kind(tmp_path, files):
         ask(images, "--measures", "perplexity")
     with pytest.raises(ZooError, match="no checkpoint"):
         ask(tmp_path / "three")
-    with pytest.raises(ZooError, match="named twice"):
-        ask(text, text, "--files", files)
+    for again in (text, tmp_path / "two" / ".." / "one"):
+        with pytest.raises(ZooError, match="named twice"):
+            ask(text, again, "--files", files)
+
+
+def test_numbers_that_are_none_are_refused(tmp_path, files, capsys):
+    broken = saved(tmp_path / "broken", std=float("inf"), length=64)
+    words = (broken, "--lengths", "128,400", "--files", files, "--depths", "0")
+    with pytest.raises(ZooError, match="Nothing could be measured"):
+        ask(*words, "--measures", "perplexity,position,gain,offset,passkey", "--out", tmp_path / "report")
+    refused = [each["refused"] for each in json.loads((tmp_path / "report" / "results.json").read_text())["results"]]
+    assert sum("no numbers" in reason for reason in refused) == 7
+    assert "no numbers after 390 tokens" in refused[-1]
+
+
+def test_what_cannot_be_read_is_said_before_anything_is_measured(tmp_path, files, capsys):
+    """A task's name, and the file of another, hours before their turn comes."""
+    words = (saved(tmp_path / "one"), "--lengths", "32", "--files", files, "--measures", "perplexity,ruler")
+    for wrong, sentence in ((["--tasks", "cwe,niah"], "no task niah"), (["--squad", files], "cannot be read as SQuAD")):
+        with pytest.raises(ZooError, match=sentence):
+            ask(*words, *wrong)
+    assert not capsys.readouterr().out
+
+
+def test_rows_without_text(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"body": "one"}\n')
+    with pytest.raises(ZooError, match="no column 'text'; its columns are: body") as refused:
+        ask(saved(tmp_path / "one"), "--lengths", "32", "--files", tmp_path / "rows.jsonl")
+    assert "--data" not in str(refused.value)  # an option of training
+
+
+def test_passkeys_need_no_text(tmp_path, capsys, monkeypatch):
+    def none(*arguments):
+        raise ZooError("What it held out is not at hand.")
+
+    monkeypatch.setattr(texts, "held_out", none)
+    one = saved(tmp_path / "one")
+    ask(one, "--lengths", "300", "--measures", "passkey", "--samples", "1", "--json")
+    assert json.loads(capsys.readouterr().out)["text"] == {}
+    with pytest.raises(ZooError, match="not at hand"):
+        ask(one, "--lengths", "300", "--measures", "passkey,needle")
+
+
+def test_models_of_different_tokenizers_are_not_compared_by_tokens(tmp_path, files, capsys):
+    words = "".join(Path(files, f"{number}.txt").read_text() for number in range(3))
+    one, two = saved(tmp_path / "one"), saved(tmp_path / "two", tokenizer=train([words], 300))
+    named = saved(tmp_path / "named", tokenizer=train([words], 300, "another name of the same"))
+    ask(two, named, "--lengths", "32,64", "--files", files, "--measures", "perplexity")
+    assert "bits per byte" not in capsys.readouterr().out
+    ask(one, two, "--lengths", "32,64", "--files", files, "--measures", "perplexity", "--out", tmp_path / "report")
+    document = json.loads((tmp_path / "report" / "results.json").read_text())
+    bits = [f"{each['value']['bits_per_byte']:.3f}" for each in document["results"]]
+    said, page = capsys.readouterr().out, (tmp_path / "report" / "report.html").read_text()
+    for shown in (said, page):
+        assert "compare bits per byte" in shown
+        assert all(each in shown for each in bits)
+    assert len({each["tokenizer"] for each in document["checkpoints"]}) == 2
+    assert all(each["tokenizer"] in page for each in document["checkpoints"])
+
+
+def test_places_that_are_named_twice_are_asked_once(tmp_path, files, capsys):
+    one = saved(tmp_path / "one")
+    ask(one, "--lengths", "300", "--measures", "passkey", "--depths", "1,0,1.0", "--samples", "1", "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert document["settings"]["depths"] == [0, 1]
+    ask(one, "--lengths", "64", "--measures", "offset", "--offsets", "8,,0, 8,", "--files", files, "--json")
+    assert json.loads(capsys.readouterr().out)["settings"]["offsets"] == [0, 8]
 
 
 def test_longppl_through_the_command(tmp_path, files, capsys):
@@ -226,6 +298,11 @@ def test_names_tell_checkpoints_apart():
     assert names([f"runs/a/version_{n}/checkpoints/last.ckpt" for n in (0, 1)]) == ["version_0", "version_1"]
     assert names(["a/model"]) == ["a"]
     assert names(["x.ckpt", "y.ckpt"]) == ["x", "y"]
+    assert names(["a-1.5", "a-1.6"]) == ["a-1.5", "a-1.6"]
+    assert names(["/one/c", "/two/c"]) == ["one/c", "two/c"]
+    assert names(["/c", "/two/c"]) == ["c", "two/c"]
+    assert names(["runs/a/last.ckpt", "runs/a/model"]) == ["runs/a/last.ckpt", "runs/a/model"]
+    assert names(["/last.ckpt"]) == ["/last.ckpt"]
 
 
 def test_help_names_every_measure(capsys):

@@ -69,6 +69,14 @@ def test_yarn_convention(reading, text):
     assert found["nats"] == pytest.approx(sum(means) / len(means), rel=1e-6)
 
 
+@pytest.mark.parametrize(("windowing", "fits"), [("sliding", 24), ("huggingface", 24), ("yarn", 23)])
+def test_windows_leave_nothing_between_them(reading, text, windowing, fits):
+    texts = text(1, 100)
+    with pytest.raises(Unfit, match=f"leave tokens out.*--stride {fits}"):
+        measures.perplexity(reading(), 24, setting(texts, 24, 80, windowing=windowing, stride=fits + 1))
+    assert measures.perplexity(reading(), 24, setting(texts, 24, 80, windowing=windowing, stride=fits))["windows"] == 4
+
+
 def test_fixed_windows(reading, text):
     reader, texts = reading(), text(3, 100)
     found = measures.perplexity(reader, 20, setting(texts, 20, 70))
@@ -160,6 +168,24 @@ def test_a_copier_reaches_as_far_as_it_copies(reading, copier, text, distance):
     assert curve[144] < 0.1
 
 
+def test_gain_scores_the_same_last_tokens_at_every_length(reading, copier, text):
+    reader, texts = reading(copier(63)), [(one * 3)[:160] for one in text(3, 63)]
+    numbers = setting(texts, 48, 96, 160, last=16)
+
+    def by_hand(size):
+        return sum(sum_of_losses(reader, tokens(reader, one, 160)[-size:], 16) for one in texts) / (3 * 16)
+
+    for length in (96, 160):
+        found = measures.gain(reader, length, numbers)
+        assert found["short"] == pytest.approx(by_hand(48), rel=1e-6)
+        assert found["long"] == pytest.approx(by_hand(length), rel=1e-6, abs=1e-6)
+        assert found["gain"] > 1  # it copies from beyond what it was trained on: that is worth something
+        assert found["low"] < found["gain"] < found["high"]
+    assert all(
+        each["nats"] == pytest.approx(by_hand(each["context"] + 16), rel=1e-6, abs=1e-6) for each in found["contexts"]
+    )
+
+
 def test_gain_is_for_lengths_beyond_training(reading, text):
     reader = reading()
     with pytest.raises(Unfit, match="not beyond"):
@@ -182,3 +208,7 @@ def test_positions_beyond_a_table_are_refused_one_by_one(reading, text):
     found = measures.offset(reading(position="Learned"), 32, setting(text(2, 200), 32, offsets=(0, 5)))["offsets"]
     assert "nats" in found[0]
     assert "zoo extend" in found[1]["refused"]
+    asked = measures.offset(reading(position="Learned"), 32, setting(text(2, 200), 32, 64))["offsets"]
+    assert ["refused" in each for each in asked] == [False, True]
+    with pytest.raises(Unfit, match="zoo extend"):
+        measures.offset(reading(position="Learned"), 32, setting(text(2, 200), 32, offsets=(5,)))

@@ -1,5 +1,7 @@
 """The reader against the model's own forward pass, all at once."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
@@ -75,6 +77,16 @@ def test_an_answer_ends_with_the_document(reading):
     with torch.no_grad():
         reader.model.head.bias[reader.tokenizer.end] = 1e4
     assert reader.answer([65], 5) == ""
+
+
+def test_what_is_no_number_is_refused(reading):
+    reader = reading(head_bias=True, tied=False)
+    with torch.no_grad():
+        reader.model.head.bias[7] = math.nan
+    with pytest.raises(Unfit, match="losses that are no numbers"):
+        reader.losses(torch.zeros(2, 9, dtype=torch.long))
+    with pytest.raises(Unfit, match="no numbers after 4 tokens"):
+        reader.answer([65] * 4, 3)
 
 
 def test_what_does_not_fit_is_refused(reading):

@@ -215,7 +215,7 @@ def test_strange_files(task: str, content: str, tmp_path: Path) -> None:
         made(task, squad=odd, hotpot=odd)
     with pytest.raises(ZooError, match="missing"):
         made(task, squad="missing", hotpot="missing")
-    with pytest.raises(ZooError, match="names the file"):
+    with pytest.raises(ZooError, match=r"--(squad|hotpot) FILE"):
         made(task)
 
 

@@ -10,23 +10,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo import __version__
 from zoo.errors import Unfit, ZooError
 
-if TYPE_CHECKING:
-    from zoo.analyze.subject import Subject
+__all__ = ["command", "redundancy"]
 
-__all__ = ["analyze", "command", "redundancy"]
-
-
-def analyze(subject: Subject) -> dict[str, Any]:
-    """All that is known of a subject (`zoo.analyze.subject`), as a document of plain numbers."""
-    from zoo.analyze import run
-
-    return run.analyze(subject)
+FILE = "analysis.json"
+"""All numbers, in the folder of the pictures."""
 
 
 def redundancy(reader: Any, length: int, setting: Any) -> dict[str, Any]:
@@ -38,10 +32,12 @@ def redundancy(reader: Any, length: int, setting: Any) -> dict[str, Any]:
     Raises Unfit where the model cannot read so much, has a single head, or has no distribution to compare.
 
     Args:
-        reader: A language model: `model`, `tokenizer`, `device`, `refusal(tokens)`.
+        reader: The language model (`zoo.evaluate.Reader`).
         length: Tokens of a window.
-        setting: Its `texts` are the documents.
+        setting: The documents are its `long` ones, which other measures read too.
     """
+    import torch
+
     from zoo.analyze.heads import Heads
     from zoo.analyze.run import places, watch
     from zoo.analyze.subject import Subject, windows
@@ -53,14 +49,9 @@ def redundancy(reader: Any, length: int, setting: Any) -> dict[str, Any]:
         raise Unfit(f"A window of {length} tokens leaves a head no choice.")
     if reader.model.trunk.geometry.heads < 2:
         raise Unfit("The model has one head, which nothing can be redundant with.")
-    try:
-        ids = windows(setting.texts, reader.tokenizer.encode, length).to(reader.device)
-    except ZooError as error:
-        raise Unfit(str(error)) from None
-    subject = Subject(getattr(reader, "name", ""), "", reader.model, ids, "")
+    ids = windows(setting.long, reader.tokenizer.encode, length).to(reader.device)
+    subject = Subject(reader.name, "", reader.model, ids, "")
     heads = Heads(places(subject), 0)
-    import torch
-
     with torch.inference_mode():
         watch(subject, heads.add)
     found = heads.value()
@@ -85,7 +76,9 @@ def command(argv: list[str]) -> None:
         "(default: what the first checkpoint's data set aside for testing)",
     )
     parser.add_argument(
-        "--length", type=int, help="tokens of a window, or pixels of a side (default: those of first training)"
+        "--length",
+        metavar="N",
+        help="tokens of a window, such as 512 or 2k, or pixels of a side (default: those of first training)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout instead of a table")
     parser.add_argument("--device", default="cpu", help="where to run (default: %(default)s)")
@@ -94,10 +87,15 @@ def command(argv: list[str]) -> None:
         raise ZooError(f"zoo analyze takes one checkpoint or two, and got {len(options.checkpoints)}.")
     speak()
 
+    from zoo.analyze.run import analyze
     from zoo.analyze.subject import read
     from zoo.analyze.summary import summary
+    from zoo.lengths import length
 
-    subjects = read(options.checkpoints, files=options.files, length=options.length, device=options.device)
+    asked = None if options.length is None else length(options.length)
+    subjects = read(options.checkpoints, files=options.files, length=asked, device=options.device)
+    if options.out is not None:
+        claim(Path(options.out), [subject.path for subject in subjects])
     found = []
     for subject in subjects:
         print(f"zoo: {subject.name} reads {len(subject.inputs)} examples of {subject.origin}", file=sys.stderr)
@@ -109,27 +107,48 @@ def command(argv: list[str]) -> None:
     print(json.dumps(document) if options.json else summary(found))
 
 
-def write(document: dict[str, Any], directory: Path) -> list[Path]:
-    """Write analysis.json, and each picture with its numbers beside it; every file appears whole."""
-    from zoo.analyze.charts import figures
-
+def claim(directory: Path, paths: list[str]) -> None:
+    """Make a folder, or take one that holds no analysis of other checkpoints."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        whole = (directory / FILE).read_text(encoding="utf-8") if (directory / FILE).exists() else None
     except OSError as error:
-        raise ZooError(f"{directory} cannot be made: {error.strerror}. Name another folder:  --out DIR") from None
-    written = []
-    for name, (figure, numbers) in figures(document["checkpoints"]).items():
-        beside = directory / f".{name}.part"
-        figure.savefig(beside, format="png", metadata={"Software": None})
-        os.replace(beside, directory / f"{name}.png")
-        put(directory / f"{name}.json", numbers)
-        written += [directory / f"{name}.png", directory / f"{name}.json"]
-    put(directory / "analysis.json", document)
-    return [*written, directory / "analysis.json"]
+        raise ZooError(f"{directory} cannot be used: {error.strerror}. Name another folder:  --out DIR") from None
+    try:
+        others = paths if whole is None else [each["path"] for each in json.loads(whole)["checkpoints"]]
+    except (ValueError, KeyError, TypeError):
+        others = ["something else"]
+    if others != paths:
+        raise ZooError(f"{directory} holds the analysis of {', '.join(others)}. Name another folder:  --out DIR")
 
 
-def put(path: Path, content: Any) -> None:
-    """Write JSON beside its final name, then rename."""
+def write(document: dict[str, Any], directory: Path) -> list[Path]:
+    """Write analysis.json, and each picture with its numbers beside it; every file appears whole.
+
+    Pictures that an earlier analysis left there and this one does not have are removed.
+    """
+    from zoo.analyze.charts import PICTURES, figures
+
+    written, again = [], (directory / FILE).exists()
+    try:
+        for name, (figure, numbers) in figures(document["checkpoints"]).items():
+            image = BytesIO()
+            figure.savefig(image, format="png", metadata={"Software": None})
+            written += [put(directory / f"{name}.png", image.getvalue()), put(directory / f"{name}.json", numbers)]
+        for name in PICTURES:
+            for path in (directory / f"{name}.png", directory / f"{name}.json"):
+                if again and path not in written:
+                    path.unlink(missing_ok=True)
+        return [*written, put(directory / FILE, document)]
+    except OSError as error:
+        raise ZooError(
+            f"{error.filename} cannot be written: {error.strerror}. Name another folder:  --out DIR"
+        ) from None
+
+
+def put(path: Path, content: Any) -> Path:
+    """Write bytes, or JSON, beside the final name, then rename."""
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content), encoding="utf-8")
+    beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     os.replace(beside, path)
+    return path

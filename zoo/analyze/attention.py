@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from zoo.analyze.canvas import COLUMNS, Document, chosen, ends, label, maps, sheet, tint
+from zoo.analyze.canvas import Document, columns, ends, label, maps, sheet, tint
 from zoo.pictures import WEIGHT
 
 
@@ -23,13 +23,13 @@ def bias(documents: list[Document]) -> Figure | None:
         )
     # One panel where all layers say the same.
     same = all(layer["values"] == d["bias"]["layers"][0]["values"] for d in shown for layer in d["bias"]["layers"])
-    layers = [0] if same else chosen(len(shown[0]["bias"]["layers"]), COLUMNS)
+    layers = [[0]] * len(shown) if same else columns([d["bias"] for d in shown])
     first, last = shown[0]["bias"]["queries"][0], shown[0]["bias"]["queries"][-1]
     dots = f" Dotted: query {last}, where its curve is another." if last != first else ""
-    moves = any(layer["content"] for layer in shown[0]["bias"]["layers"])
+    moves = any(layer["content"] for d in shown for layer in d["bias"]["layers"])
     figure, axes = sheet(
         len(shown),
-        len(layers),
+        max(map(len, layers)),
         f"What the position bias adds to the logits of query {first}",
         "By how many tokens back the key is: higher is more attention, and only differences count."
         + dots
@@ -37,22 +37,20 @@ def bias(documents: list[Document]) -> Figure | None:
         + ends(shown[0]["size"]["heads"]),
         wide=5.5 if same else 2.3,
         high=2.6 if same else 2.0,
-        sharey="col",
+        sharey=True,
     )
     for row, document in enumerate(shown):
         found = document["bias"]
-        for column, layer in enumerate(layers):
+        for column, layer in enumerate(layers[row]):
             one, entry = axes[row, column], found["layers"][layer]
-            near = entry["values"][0]
-            for head, curve in enumerate(near):
-                one.plot(found["distances"][0], curve, color=tint(head, len(near)), linewidth=0.9)
-                far = entry["values"][-1][head]
-                x = [d for d in found["distances"][-1] if d in set(found["distances"][0])]
-                part = [v for d, v in zip(found["distances"][-1], far, strict=True) if d in set(found["distances"][0])]
-                known = dict(zip(found["distances"][0], curve, strict=True))
-                spread = max(max(curve) - min(curve), 1e-9)
-                if last != first and any(abs(known[d] - v) > 0.01 * spread for d, v in zip(x, part, strict=True)):
-                    one.plot(found["distances"][-1], far, color=tint(head, len(near)), linewidth=0.8, linestyle=":")
+            for head, (near, far) in enumerate(zip(entry["values"][0], entry["values"][-1], strict=True)):
+                colour = tint(head, len(entry["values"][0]))
+                one.plot(found["distances"][0], near, color=colour, linewidth=0.9)
+                known = dict(zip(found["distances"][0], near, strict=True))
+                spread = max(max(near) - min(near), 1e-9)
+                apart = (abs(known.get(d, v) - v) for d, v in zip(found["distances"][-1], far, strict=True))
+                if any(gap > 0.01 * spread for gap in apart):
+                    one.plot(found["distances"][-1], far, color=colour, linewidth=0.8, linestyle=":")
             one.set_title("all layers" if same else f"layer {entry['layer'] + 1}", fontsize=7.5, loc="left")
             one.set(xlabel="distance (tokens)", ylabel="" if column else "bias (logit)")
     label(axes, shown)
@@ -66,7 +64,7 @@ def heads(documents: list[Document]) -> Figure | None:
         return None
     images = shown[0]["task"] == "images"
     unit = "patches" if images else "tokens"
-    start = "class and register tokens" if images else "the first token"
+    start = "class and registers" if images else "the first token"
     panels = {
         "distance": f"mean distance ({unit})",
         "entropy": "entropy (nats)",
@@ -103,7 +101,8 @@ def heads(documents: list[Document]) -> Figure | None:
             one.set(xlabel="layer", ylabel=words)
             one.xaxis.set_major_locator(MaxNLocator(integer=True))
     for column, key in enumerate(panels):  # a column has one scale, known when all rows are drawn
-        axes[0, column].set_ylim(*((-0.03, 1.03) if key in ("sink", "alike") else (0, None)))
+        top = axes[0, column].get_ylim()[1]
+        axes[0, column].set_ylim(*((-0.03, 1.03) if key in ("sink", "alike") else (0, top * 1.05)))
     label(axes, shown)
     return figure
 
@@ -119,10 +118,10 @@ def redundancy(documents: list[Document]) -> Figure | None:
     shown = [d for d in documents if d["heads"] and d["heads"]["redundancy"] is not None]
     if not shown:
         return None
-    layers = chosen(len(shown[0]["heads"]["layers"]), COLUMNS)
+    layers = columns([d["heads"] for d in shown])
     figure, axes = sheet(
         len(shown),
-        len(layers),
+        max(map(len, layers)),
         "Which heads of a layer do the same",
         "The mean cosine between the attention of two heads: dark squares off the diagonal are heads that look at the "
         "same tokens. Mean: the layer's redundancy.",
@@ -130,7 +129,7 @@ def redundancy(documents: list[Document]) -> Figure | None:
         high=1.9,
     )
     for row, document in enumerate(shown):
-        for column, layer in enumerate(layers):
+        for column, layer in enumerate(layers[row]):
             one, entry = axes[row, column], document["heads"]["layers"][layer]
             count = len(entry["similarity"])
             edge = (0.5, count + 0.5, count + 0.5, 0.5)

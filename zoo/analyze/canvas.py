@@ -1,6 +1,7 @@
 """The canvas of an analysis's pictures: a sentence above says what is seen; two checkpoints share one scale.
 
 A picture shows no more than six layers and eight heads apart, evenly chosen; the numbers beside it hold all of them.
+Maps over a grid have a scale each, which their titles tell.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ LATE = "#d9822b"
 def chosen(count: int, most: int) -> list[int]:
     """Evenly chosen numbers below `count`, the first and the last among them."""
     return list(range(count)) if count <= most else sorted({round(step) for step in np.linspace(0, count - 1, most)})
+
+
+def columns(parts: list[Document]) -> list[list[int]]:
+    """The layers that are drawn of each checkpoint; one may have more than the other."""
+    return [chosen(len(part["layers"]), COLUMNS) for part in parts]
 
 
 def sheet(
@@ -58,12 +64,19 @@ def ends(heads: int) -> str:
 
 
 def label(axes: np.ndarray, documents: list[Document], each: int = 1) -> None:
-    """Names of the checkpoints above their rows, where there are several."""
-    if len(documents) > 1:
-        for number, document in enumerate(documents):
-            first = axes[number * each, 0]
-            said = first.get_title(loc="left")
-            first.set_title(f"{document['name']}: {said}" if said else document["name"], fontsize=8, loc="left")
+    """Names of the checkpoints above their rows; frames without data go."""
+    for number, document in enumerate(documents):
+        first = axes[number * each, 0]
+        said = first.get_title(loc="left")
+        first.set_title(f"{document['name']}: {document['position']}\n{said}".rstrip(), fontsize=7.5, loc="left")
+    bare(axes)
+
+
+def bare(axes: np.ndarray) -> None:
+    """Take away the frames that nothing is drawn in."""
+    for one in axes.flat:
+        if not one.has_data():
+            one.set_axis_off()
 
 
 def periods(axes: Axes, low: float, high: float) -> None:
@@ -78,23 +91,25 @@ def periods(axes: Axes, low: float, high: float) -> None:
 
 def maps(shown: list[tuple[Document, list[Document], str]], title: str, words: str) -> Figure:
     """Heat maps over (dy, dx), a layer a row, a head a column."""
-    layers = chosen(len(shown[0][1]), COLUMNS)
-    heads = chosen(len(shown[0][1][0][shown[0][2]]), TILES)
-    figure, axes = sheet(len(layers) * len(shown), len(heads), title, words, wide=1.35, high=1.35)
-    for number, (document, found, key) in enumerate(shown):
-        for row, layer in enumerate(layers):
-            for column, head in enumerate(heads):
-                one, values = axes[number * len(layers) + row, column], np.array(found[layer][key][head])
-                high, wide = (side // 2 for side in values.shape)
-                one.imshow(
-                    # Rows of the table are query less key; drawn is the key as seen from the query.
-                    values[::-1, ::-1],
-                    cmap=WEIGHT,
-                    extent=(-wide - 0.5, wide + 0.5, high + 0.5, -high - 0.5),
-                    interpolation="nearest",
-                )
-                one.set(xticks=[-wide, 0, wide], yticks=[-high, 0, high])
-                name = f"{document['name']}: " if len(shown) > 1 and not row and not column else ""
-                one.set_title(f"{name}layer {found[layer]['layer'] + 1}, head {head + 1}", fontsize=6.5)
-        axes[(number + 1) * len(layers) - 1, 0].set(xlabel="columns (patches)", ylabel="rows (patches)")
+    tiles = [(document, found[layer], key) for document, found, key in shown for layer in chosen(len(found), COLUMNS)]
+    heads = [chosen(len(entry[key]), TILES) for _, entry, key in tiles]
+    words += " Above each panel: the logits of its lightest and its darkest colour."
+    figure, axes = sheet(len(tiles), max(map(len, heads)), title, words, wide=1.35, high=1.5)
+    for row, (document, entry, key) in enumerate(tiles):
+        for column, head in enumerate(heads[row]):
+            one, values = axes[row, column], np.array(entry[key][head])
+            high, wide = (side // 2 for side in values.shape)
+            one.imshow(
+                # Rows of the table are query less key; drawn is the key as seen from the query.
+                values[::-1, ::-1],
+                cmap=WEIGHT,
+                extent=(-wide - 0.5, wide + 0.5, high + 0.5, -high - 0.5),
+                interpolation="nearest",
+            )
+            one.set(xticks=[-wide, 0, wide], yticks=[-high, 0, high])
+            name = f"{document['name']}\n" if not entry["layer"] and not column else ""
+            said = f"{name}layer {entry['layer'] + 1}, head {head + 1}\n{values.min():.2g} to {values.max():.2g}"
+            one.set_title(said, fontsize=6.5)
+    axes[-1, 0].set(xlabel="columns (patches)", ylabel="rows (patches)")
+    bare(axes)
     return figure

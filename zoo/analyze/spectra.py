@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zoo.analyze.canvas import COLUMNS, LATE, Document, chosen, ends, label, maps, periods, sheet, tint
+from zoo.analyze.canvas import LATE, Document, chosen, columns, ends, label, maps, periods, sheet, tint
 from zoo.analyze.waves import untrained
 from zoo.pictures import WEIGHT
 
 LINE: dict[str, Any] = {"linewidth": 0.8, "markersize": 1.8}
+ROWS = {
+    "measured": (
+        "measured",
+        "Measured: the mean over a text of query times key, by the distance between them; at the greatest distances it "
+        "is a mean over few pairs.",
+    ),
+    "positions": (
+        "positions alone",
+        "Positions alone: the same if every token had the same, mean content; what is beyond it is content.",
+    ),
+    "steady": (
+        "rotation's waves",
+        "Rotation's waves: the coefficients of that second curve, a Fourier series whose periods are the rotation's "
+        "wavelengths (shaded: longer than training).",
+    ),
+    "amplitude": (
+        "waves of measured",
+        "Waves of measured: the plain Fourier transform of the first curve; a peak at a period of 8 tokens means that "
+        "every 8th token gets more.",
+    ),
+}
+"""Curves of the response, their names and what they are."""
 SITES = {
     "before": ("#8a8a8a", "stream before the block"),
     "attended": ("#2a7f9e", "added by attention"),
@@ -26,7 +49,7 @@ def spectrum(documents: list[Document]) -> Figure | None:
     shown = [document for document in documents if document["spectrum"]]
     if not shown:
         return None
-    unit = "patches" if documents[0]["task"] == "images" else "tokens"
+    unit = "patches" if shown[0]["task"] == "images" else "tokens"
     turning = ""
     if any("vectors" in document["spectrum"]["encodings"][0] for document in shown):
         turning = " Points in a plane: each pair turns in a direction of its own, by so much per row and per column;"
@@ -43,13 +66,18 @@ def spectrum(documents: list[Document]) -> Figure | None:
         high=2.4,
         height_ratios=(1, 1 + 0.012 * max(d["size"]["layers"] * d["size"]["heads"] for d in shown)),
     )
-    for column, document in enumerate(shown):
+    shares = []
+    for document in shown:
+        rows = np.array([row for layer in document["spectrum"]["layers"] for row in layer["energy"]])
+        still = np.array([value for layer in document["spectrum"]["layers"] for value in layer["still"]])
+        shares.append(100 * rows / np.maximum(rows.sum(1) + still, 1e-30)[:, None])
+    most = max(share.max() for share in shares)
+    for column, (document, share) in enumerate(zip(shown, shares, strict=True)):
         found = document["spectrum"]
         wavelengths(axes[0, column], found["encodings"][0], document, unit)
-        rows = [row for layer in found["layers"] for row in layer["energy"]]
-        still = [value for layer in found["layers"] for value in layer["still"]]
-        share = np.array(rows) / np.maximum(np.array(rows).sum(1) + np.array(still), 1e-30)[:, None]
-        image = axes[1, column].imshow(share * 100, aspect="auto", cmap=WEIGHT, vmin=0, interpolation="nearest")
+        image = axes[1, column].imshow(
+            share, aspect="auto", cmap=WEIGHT, vmin=0, vmax=max(most, 1e-9), interpolation="nearest"
+        )
         heads = document["size"]["heads"]
         axes[1, column].set_yticks(
             [heads * k + (heads - 1) / 2 for k in range(len(found["layers"]))],
@@ -60,8 +88,12 @@ def spectrum(documents: list[Document]) -> Figure | None:
         for pair, late in enumerate(untrained(found["encodings"][0], 1)[0]):
             if late and "vectors" not in found["encodings"][0]:
                 axes[1, column].plot([pair - 0.5, pair + 0.5], [-0.9, -0.9], color=LATE, linewidth=2, clip_on=False)
-        axes[1, column].set(xlabel="pair of channels", ylim=(len(rows) - 0.5, -0.5))
+        axes[1, column].set(xlabel="pair of channels", ylim=(len(share) - 0.5, -0.5))
         figure.colorbar(image, ax=axes[1, column], label="% of the head's energy", shrink=0.9)
+    lines = [one for one in axes[0] if one.get_yscale() == "log"]
+    limits = [limit for one in lines for limit in one.get_ylim()]
+    for one in lines:
+        one.set_ylim(min(limits), max(limits))
     return figure
 
 
@@ -91,15 +123,11 @@ def wavelengths(axes: Axes, encoding: Document, document: Document, unit: str) -
     axes.set_yscale("log")
     axes.margins(y=0.12)
     axes.set(ylabel=f"wavelength ({unit})", xlabel="pair of channels", xlim=(-0.5, len(encoding["pairs"]) - 0.5))
-    if still:
-        axes.axvspan(still[0] - 0.5, still[-1] + 0.5, color="#eeeeee", zorder=0)
-        where: dict[str, Any] = {
-            "transform": axes.get_xaxis_transform(),
-            "va": "bottom",
-            "ha": "center",
-            "color": "#666666",
-        }
-        axes.text(sum(still) / len(still), 0.03, "do not turn", **where)
+    above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom", "ha": "center"}
+    for _, group in groupby(enumerate(still), lambda place: place[1] - place[0]):  # on a grid: of each axis
+        run = [pair for _, pair in group]
+        axes.axvspan(run[0] - 0.5, run[-1] + 0.5, color="#eeeeee", zorder=0)
+        axes.text(sum(run) / len(run), 0.03, "do not turn", color="#666666", **above)
     if len(encoding["axes"]) > 1:
         axes.plot([], [], "o", color="#12355b", markersize=3.5, label="rows")
         axes.plot([], [], "s", color="#12355b", markersize=3.5, label="columns")
@@ -119,7 +147,7 @@ def coefficients(documents: list[Document]) -> Figure | None:
         "Which waves each pair of channels is a sum of",
         "Coefficients of the cosines (above) and the sines (below), read off the encoding's tables by least squares. "
         "A row is a wave, the fastest on top and the constant last; a column is a pair of channels. Plain RoPE is dark "
-        "on the diagonal and white elsewhere. On a grid these are the rows' waves.",
+        "on the diagonal and white elsewhere." + " These are the rows' waves." * (shown[0][0]["task"] == "images"),
         wide=2.2,
         high=2.2,
     )
@@ -132,8 +160,11 @@ def coefficients(documents: list[Document]) -> Figure | None:
                 one.set_title(
                     f"{document['name']}: {name}, head {head + 1}" if not column else f"head {head + 1}", fontsize=7.5
                 )
-                one.set_xlabel("pair" if part else "")
-                one.set_ylabel("" if column else "wave")
+                count = len(values[head])
+                step = -(-count // 8)
+                ticks = [*range(0, count - step, step), count - 1]
+                one.set_yticks(ticks, [*map(str, ticks[:-1]), "const."])
+                one.set(xlabel="pair of channels", ylabel="" if column else "wave")
             figure.colorbar(image, ax=axes[2 * number + part, -1], label="coefficient")
     return figure
 
@@ -147,39 +178,32 @@ def response(documents: list[Document]) -> Figure | None:
             "The mean over all pairs of patches of what query and key put into a logit, by the key's offset from the "
             "query: the centre is the patch itself. A layer a row, a head a column, colours per panel: dark is more.",
         )
-    layers = chosen(len(documents[0]["response"]["layers"]), COLUMNS)
-    rows = ["measured", "positions", "steady", "amplitude"]
-    rows = [row for row in rows if any(response_lines(document, 0, row) for document in documents)]
+    layers = columns([d["response"] for d in documents])
+    found, all_ = len(documents[0]["response"]["distances"]), documents[0]["grid"][0]
+    rows = [row for row in ROWS if any(response_lines(document, 0, row) for document in documents)]
     figure, axes = sheet(
         len(rows) * len(documents),
-        len(layers),
+        max(map(len, layers)),
         "How a logit responds to the distance of the key, and which waves the response is made of",
-        "Measured: the mean over a text of query times key, by the distance between them. Positions alone: the same if "
-        "every token had the same, mean content; what is beyond it is content. Rotation's waves: the coefficients of "
-        "that second curve, a Fourier series whose periods are the rotation's wavelengths (orange: longer than "
-        "training). Waves of measured: the plain Fourier transform of the first curve; a peak at a period of 8 tokens "
-        "means that every 8th token gets more." + ends(documents[0]["size"]["heads"]),
+        " ".join(ROWS[row][1] for row in rows)
+        + " A position bias is not in it." * any(bool(d["bias"]) for d in documents)
+        + f" Of all distances {found} are drawn, near ones closer together: far out, fast waves look slow."
+        * (found < all_)
+        + ends(documents[0]["size"]["heads"]),
         sharey="row",
     )
-    words = {
-        "measured": "measured\n(logit)",
-        "positions": "positions alone\n(logit)",
-        "steady": "rotation's waves\n(logit)",
-        "amplitude": "waves of measured\n(logit)",
-    }
     for number, document in enumerate(documents):
         for row, kind in enumerate(rows):
-            for column, layer in enumerate(layers):
+            for column, layer in enumerate(layers[number]):
                 one = axes[number * len(rows) + row, column]
                 lines = response_lines(document, layer, kind)
                 for head, (x, curve) in enumerate(lines):
                     one.plot(x, curve, "o-" if kind == "steady" else "-", color=tint(head, len(lines)), **LINE)
                 one.set_title(f"layer {document['response']['layers'][layer]['layer'] + 1}", fontsize=7.5, loc="left")
                 if not lines:
-                    one.text(
-                        0.5, 0.5, "none, or sums of several", transform=one.transAxes, ha="center", color="#888888"
-                    )
-                    one.set_xticks([])
+                    mixed = document["spectrum"] and document["spectrum"]["encodings"][0]["mixed"]
+                    said = "each pair of channels\nis a sum of waves" if mixed else "no such curve"
+                    one.text(0.5, 0.5, said, transform=one.transAxes, ha="center", va="center", color="#888888")
                 elif kind == "steady":
                     one.set_xscale("log")
                     if max(lines[0][0]) > document["trained"][0]:
@@ -187,9 +211,9 @@ def response(documents: list[Document]) -> Figure | None:
                 elif kind == "amplitude":
                     periods(one, lines[0][0][0], 0.5)
                 one.set_xlabel("distance (tokens)" if kind in ("measured", "positions") else "period (tokens)")
-                one.set_ylabel("" if column else words[kind])
+                one.set_ylabel("" if column else f"{ROWS[kind][0]}\n(logit)")
     for row in range(len(rows)):  # one scale for the same curve of all checkpoints
-        drawn = [number for number, document in enumerate(documents) if response_lines(document, layers[0], rows[row])]
+        drawn = [number for number, document in enumerate(documents) if response_lines(document, 0, rows[row])]
         limits = [axes[number * len(rows) + row, 0].get_ylim() for number in drawn]
         for number in drawn:
             axes[number * len(rows) + row, 0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
@@ -224,20 +248,20 @@ def streams(documents: list[Document]) -> Figure | None:
     if not shown:
         return None
     unit = "patches" if shown[0]["task"] == "images" else "tokens"
-    layers = chosen(len(shown[0]["streams"]["layers"]), COLUMNS)
+    layers = columns([d["streams"] for d in shown])
     figure, axes = sheet(
         len(shown),
-        len(layers),
+        max(map(len, layers)),
         "How fast the hidden states change along the " + ("image" if unit == "patches" else "text"),
         f"Power by period: on the right what changes slowly, over many {unit}; on the left what changes from one to "
         "the next. 1 is what it would be if all periods had the same, as in noise. Where the blue line leaves the grey "
         "one, the block has moved power to other periods; change: how much of all.",
-        high=2.1,
+        high=2.3,
         sharey=True,
     )
     for row, document in enumerate(shown):
         found = document["streams"]
-        for column, layer in enumerate(layers):
+        for column, layer in enumerate(layers[row]):
             one, entry = axes[row, column], found["layers"][layer]
             for site, (colour, name) in SITES.items():
                 share = np.array(entry[site]["share"]) / found["even"]
@@ -254,5 +278,5 @@ def streams(documents: list[Document]) -> Figure | None:
             one.set_title(f"layer {entry['layer'] + 1}, change {entry['change']:.0%}", fontsize=7.5, loc="left")
             one.set(xlabel=f"period ({unit})", ylabel="" if column else "power, relative to noise")
     label(axes, shown)
-    axes[0, 0].legend(frameon=False, fontsize=6)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +12,9 @@ from torch import Tensor
 from zoo import checkpoints
 from zoo.arguments import place
 from zoo.checkpoints import Checkpoint
+from zoo.checkpoints.names import names
+from zoo.data import Images
+from zoo.data.tokenizer import Tokenizer
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.evaluate import texts
@@ -61,37 +63,44 @@ class Subject:
         return isinstance(self.model, ViT)
 
 
-def windows(texts: Iterable[str], encode: Any, length: int, count: int | None = None) -> Tensor:
-    """The first `count` windows of `length` tokens, [windows, length]: of each document its beginning.
+def windows(texts: Iterable[str], encode: Any, length: int) -> Tensor:
+    """Windows of `length` tokens, [windows, length]: of each text its beginning; 8, or as many as 2^15 tokens allow.
 
-    Without a count, 8 windows, or as many as 2^15 tokens allow.
-
-    Where fewer documents are long enough, the long ones give their second windows, and so on; a window never crosses
-    from one document into another.
-
-    Raises ZooError, with the length of the longest document, where none is long enough.
+    Where texts are fewer, the long ones give their second windows, and so on; a window never crosses from one text into
+    another. One text at least must hold so many tokens.
     """
-    count = max(1, min(EXAMPLES, TOKENS // length)) if count is None else count
+    count = max(1, min(EXAMPLES, TOKENS // length))
     found: list[list[list[int]]] = []
-    longest = 0
     for text in texts:
+        ids = encode(text)
+        found.append([ids[start : start + length] for start in range(0, len(ids) - length + 1, length)])
         if len(found) == count:
             break
-        ids = encode(text) if len(text.encode()) >= length else []
-        longest = max(longest, len(ids))
-        if len(ids) >= length:
-            found.append([ids[start : start + length] for start in range(0, len(ids) - length + 1, length)])
-    if not found:
-        least = f"the longest has {longest}" if longest else "none has even as many bytes"
-        raise ZooError(f"No document has {length} tokens: {least}. Give longer --files, or a smaller --length.")
-    ranked = [windows[turn] for turn in range(max(map(len, found))) for windows in found if turn < len(windows)]
+    ranked = [each[turn] for turn in range(max(map(len, found))) for each in found if turn < len(each)]
     return torch.tensor(ranked[:count])
 
 
-def pictures(checkpoint: Checkpoint, model: ViT, files: list[str] | None, side: int | None) -> tuple[str, Tensor]:
-    """Test images of the data that the model was trained on, or of a folder; normalised as there."""
-    from zoo.data.images import Images
+def text(found: list[Checkpoint], files: list[str] | None, length: int) -> tuple[str, list[Tensor]]:
+    """Where documents come from, and the same windows of them in the tokens of each checkpoint."""
+    for checkpoint in found:
+        if "tokenizer" not in checkpoint.about:
+            raise ZooError(f"{checkpoint.path} holds no tokenizer, so that it cannot be given text to read.")
+    tokenizers = [Tokenizer.restore(checkpoint.about["tokenizer"]) for checkpoint in found]
+    source = texts.named(files) if files else texts.held_out(found[0].about)
+    try:
+        long, _ = source.long(tokenizers, length, EXAMPLES)
+    except ZooError as error:
+        raise ZooError(str(error).replace("--lengths", "--length")) from None
+    return source.origin, [windows(long, tokenizer.encode, length) for tokenizer in tokenizers]
 
+
+def pictures(
+    checkpoint: Checkpoint, models: list[ViT], files: list[str] | None, side: int | None
+) -> tuple[str, list[Tensor]]:
+    """Where images come from, and the same ones for each model: test images of the checkpoint's data, or of a folder.
+
+    They have the size that the first model was trained at, or are squares of `side` pixels.
+    """
     stored = checkpoint.about.get("asked", {}).get("data", {})
     known = dict(stored.get("init_args", {})) if str(stored.get("class_path", "")).startswith("zoo.data") else {}
     if files is not None:
@@ -100,17 +109,21 @@ def pictures(checkpoint: Checkpoint, model: ViT, files: list[str] | None, side: 
         known |= {"files": files[0], "dataset": None, "subset": None}
     elif stored and not known:
         raise ZooError(f"{checkpoint.path} was trained on data of another program. Try:  --files FOLDER of images")
-    height, width = (length * model.patch for length in model.grid)
+    height, width = (tokens * models[0].patch for tokens in models[0].grid)
     if height != width and side is not None:
         raise ZooError(f"--length is the side of square images, and this model reads {height} x {width} pixels.")
     asked = side or height
-    if asked % model.patch:
-        raise ZooError(f"Images of {asked} pixels do not divide into patches of {model.patch}: --length is a multiple.")
+    for patch in (model.patch for model in models):
+        if asked % patch or (side or width) % patch:
+            raise ZooError(f"Images of {asked} pixels do not divide into patches of {patch}: --length is a multiple.")
     known |= {"augment": False, "zoom": 1.0, "workers": 0, "batch": EXAMPLES}
     if side is not None or files is not None:
         known["size"] = asked
     data = Images(**{name: value for name, value in known.items() if name not in ("randaugment", "mixup", "magnitude")})
-    data.setup()
+    try:
+        data.setup()
+    except ZooError as error:
+        raise ZooError(str(error).replace("--data.files", "--files")) from None
     for loader in (data.test_dataloader, data.val_dataloader, data.train_dataloader):
         try:
             images = next(iter(loader()))["images"][:EXAMPLES]
@@ -119,10 +132,9 @@ def pictures(checkpoint: Checkpoint, model: ViT, files: list[str] | None, side: 
         break
     else:
         raise ZooError(f"There are no images to look at in {data.summary}")
-    channels = model.embedding.in_channels
-    if images.shape[1] != channels:
-        images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-    return data.summary.split(":")[1].strip(), images
+    channels = [model.embedding.in_channels for model in models]
+    seen = [images if images.shape[1] == n else images.mean(1, keepdim=True).expand(-1, n, -1, -1) for n in channels]
+    return data.summary.split(":")[1].strip(), seen
 
 
 def read(
@@ -137,35 +149,18 @@ def read(
         device: Where to run.
     """
     device = place(device)
-    found = [checkpoints.read(path) for path in paths]
-    models = [checkpoint.network() for checkpoint in found]
-    kinds = {"images" if isinstance(model, ViT) else "text" for model in models}
-    if len(kinds) > 1:
-        raise ZooError("One checkpoint reads text and the other images; side by side stand two of a kind.")
     if length is not None and length < 2:
         raise ZooError(f"--length {length} leaves nothing to attend to; it is 2 or more.")
-    names = [path.name if path.is_dir() else path.stem for path in (Path(word).resolve() for word in paths)]
-    if len(set(names)) < len(names):
-        names = [str(Path(word)) for word in paths] if len(set(paths)) == len(paths) else [*"AB"[: len(paths)]]
-    subjects, shared = [], None
-    if "images" not in kinds:
-        shared = texts.named(files) if files else texts.held_out(found[0].about)
-    for name, checkpoint, model in zip(names, found, models, strict=True):
-        assert isinstance(model, Decoder | ViT)
-        if isinstance(model, ViT):
-            origin, inputs = pictures(checkpoint, model, files, length)
-        else:
-            assert shared is not None
-            origin, inputs = shared.origin, text(checkpoint, shared.texts, length or models[0].length)  # type: ignore[arg-type]
-        model, inputs = model.to(device), inputs.to(device)
-        subjects.append(Subject(name, str(checkpoint.path), model, inputs, origin))
-    return subjects
-
-
-def text(checkpoint: Checkpoint, texts: Iterable[str], length: int) -> Tensor:
-    """Windows of text in the tokens of a checkpoint."""
-    from zoo.data.tokenizer import Tokenizer
-
-    if "tokenizer" not in checkpoint.about:
-        raise ZooError(f"{checkpoint.path} holds no tokenizer, so that it cannot be given text to read.")
-    return windows(texts, Tokenizer.restore(checkpoint.about["tokenizer"]).encode, length)
+    called = names(paths)
+    found = [checkpoints.read(path) for path in paths]
+    models = [cast(Decoder | ViT, checkpoint.network()) for checkpoint in found]
+    if len({isinstance(model, ViT) for model in models}) > 1:
+        raise ZooError("One checkpoint reads text and the other images; side by side stand two of a kind.")
+    if isinstance(models[0], ViT):
+        origin, inputs = pictures(found[0], cast(list[ViT], models), files, length)
+    else:
+        origin, inputs = text(found, files, length or models[0].length)
+    return [
+        Subject(name, str(checkpoint.path), model.to(device), seen.to(device), origin)
+        for name, checkpoint, model, seen in zip(called, found, models, inputs, strict=True)
+    ]

@@ -32,7 +32,7 @@ def summary(documents: list[dict[str, Any]]) -> str:
         cells = []
         for value in columns.values():
             each = [value(document, number) for document in documents]
-            cells.append(" -> ".join("-" if v is None else f"{v:.3g}" for v in each))
+            cells.append(" -> ".join("-" if v is None else said(v) for v in each))
         lines.append(f"{number + 1:>5}" + "".join(f"{cell:>{13 + 9 * (len(documents) - 1)}}" for cell in cells))
     return "\n".join(lines)
 
@@ -48,10 +48,15 @@ def spans(document: dict[str, Any]) -> list[str]:
         where = "" if document["task"] == "text" else (" along rows", " along columns")[axis]
         if turning:
             lines.append(
-                f"{len(turning)} waves{where}, {turning[0]['wavelength']:.3g} to {turning[-1]['wavelength']:.3g} long; "
-                f"{late} without a full turn in training"
+                f"{len(turning)} waves{where}, {said(turning[0]['wavelength'])} to {said(turning[-1]['wavelength'])} "
+                f"long; {late} without a full turn in training"
             )
     return lines
+
+
+def said(value: float) -> str:
+    """Three digits, or as many as stand before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def pick(part: dict[str, Any] | None, number: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ other: a value, or the reason why there is none. Nothing is cut to make it fit.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import zoo
 from zoo import checkpoints
+from zoo.checkpoints.names import names
 from zoo.decoder import Decoder
 from zoo.errors import Unfit, ZooError
-from zoo.evaluate import texts
+from zoo.evaluate import ruler, texts
 from zoo.evaluate.measures import MEASURES, chosen
 from zoo.evaluate.reader import Reader
 from zoo.evaluate.setting import Setting
@@ -78,7 +79,7 @@ class Evaluation:
             else:
                 subject = Reader(each, name, device)
             self.subjects.append(subject)
-            about.append(described(each, name, subject.model))
+            about.append(described(each, subject))
         trained = [each["trained"] for each in about]
         steps = (0.5, 1, 1.5, 2) if self.images else (1, 2, 4, 8)
         lengths = lengths or tuple(sorted({int(step * max(trained)) for step in steps}))
@@ -98,23 +99,30 @@ class Evaluation:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
+        if "ruler" in self.measures:
+            ruler.check(self.setting)
         self.store = Store({**header, "text": text, "checkpoints": about}, out)
 
     def gather(self, about: Mapping[str, Any], files: list[str] | None, documents: int) -> dict[str, Any]:
-        """Read the documents, and the evaluator where one is asked for; what the results say of them."""
+        """Read the documents, where a measure needs some, and the evaluator; what the results say of them."""
+        losses = {"perplexity", "position", "gain", "offset", "longppl", "redundancy"} & set(self.measures)
+        if not losses and not {"needle", "ruler"} & set(self.measures):
+            return {}
+        about_evaluator = {}
         evaluator = self.setting.evaluator
         if "longppl" in self.measures:
             if evaluator is None:
                 raise ZooError("longppl asks a strong model which tokens need the context.   Try:  --evaluator CKPT")
-            self.evaluator = Reader(checkpoints.read(evaluator), Path(evaluator).stem, self.subjects[0].device)
+            read = checkpoints.read(evaluator)
+            self.evaluator = Reader(read, names([evaluator])[0], self.subjects[0].device)
+            about_evaluator = {"evaluator": f"{self.evaluator.name}, {digest(read)}"}
         source = texts.named(files) if files else texts.held_out(about)
         readers = [*self.subjects, *([self.evaluator] if self.evaluator else [])]
         tokenizers = list({reader.tokenizer.digest: reader.tokenizer for reader in readers}.values())
-        needed = {"perplexity", "position", "gain", "offset", "longppl", "redundancy"} & set(self.measures)
-        long, short = source.long(tokenizers, max(self.setting.lengths), documents) if needed else ([], 0)
+        long, short = source.long(tokenizers, max(self.setting.lengths), documents) if losses else ([], 0)
         self.setting = replace(self.setting, texts=source.texts, long=long)
-        used = {"documents": len(long), "excluded": short} if needed else {"documents": len(source.texts)}
-        return {"origin": source.origin, "digest": source.digest, **used}
+        used = {"documents": len(long), "excluded": short} if losses else {"documents": len(source.texts)}
+        return {"origin": source.origin, "digest": source.digest, **used, **about_evaluator}
 
     @property
     def document(self) -> dict[str, Any]:
@@ -156,42 +164,29 @@ class Evaluation:
         return None if not reasons or None in reasons else f"Nothing could be measured. {reasons[0]}"
 
 
-def names(paths: list[str]) -> list[str]:
-    """A short name for each checkpoint: the end of its path, without what all runs have, that tells it from others."""
-    noise = {"checkpoints", "lightning_logs", "last", "model", "runs"}
-    places = [Path(path).absolute().with_suffix("").parts for path in paths]
-    for versions in (False, True):
-        told = [
-            [part for part in place if part not in noise and (versions or not part.startswith("version_"))]
-            for place in places
-        ]
-        for count in range(1, max(map(len, told)) + 1):
-            found = ["/".join(part[-count:]) for part in told]
-            if len(set(found)) == len(found):
-                return found
-    raise ZooError(f"A checkpoint is named twice: {', '.join(paths)}.")
-
-
-def described(checkpoint: checkpoints.Checkpoint, name: str, model: torch.nn.Module) -> dict[str, Any]:
+def described(checkpoint: checkpoints.Checkpoint, subject: Reader | Viewer) -> dict[str, Any]:
     """What the results say of a checkpoint."""
+    model, tokenizer = subject.model, getattr(subject, "tokenizer", None)
     arguments = checkpoint.about["network"]["init_args"]
     slots = {slot: arguments[slot]["class_path"] for slot in checkpoints.SLOTS}
     return {
-        "name": name,
+        "name": subject.name,
         "path": str(checkpoint.path),
-        "digest": digest(checkpoint.weights),
+        "digest": digest(checkpoint),
         "task": checkpoint.about.get("task"),
         **slots,
+        **({"tokenizer": f"{tokenizer.vocabulary} tokens, {tokenizer.digest[:8]}"} if tokenizer else {}),
         "trained": model.length if isinstance(model, Decoder) else max(arguments["size"]),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": checkpoint.about.get("trained", {}).get("steps"),
     }
 
 
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """The same for the same weights."""
-    found = hashlib.blake2b(digest_size=8)
-    for name in sorted(weights):
+def digest(checkpoint: checkpoints.Checkpoint) -> str:
+    """The same for the same network, tokenizer and weights."""
+    described = [checkpoint.about["network"], checkpoint.about.get("tokenizer")]
+    found = hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8)
+    for name, weight in sorted(checkpoint.weights.items()):
         found.update(name.encode())
-        found.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

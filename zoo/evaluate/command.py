@@ -12,7 +12,7 @@ from typing import Any
 
 from zoo.arguments import Arguments, place
 from zoo.errors import ZooError
-from zoo.lengths import lengths
+from zoo.lengths import length, lengths
 
 EPILOG = """measures:
 {measures}
@@ -82,7 +82,7 @@ def asked(options: Any) -> dict[str, Any]:
     found |= {name: getattr(options, name) for name in ("needles", "squad", "hotpot", "evaluator")}
     if options.depths is not None:
         try:
-            found["depths"] = tuple(float(word) for word in options.depths.split(","))
+            found["depths"] = tuple(sorted({float(word) for word in options.depths.split(",")}))
         except ValueError:
             raise ZooError(
                 f"--depths takes numbers from 0 to 1, comma between them, and got {options.depths!r}."
@@ -90,9 +90,8 @@ def asked(options: Any) -> dict[str, Any]:
         if not all(0 <= depth <= 1 for depth in found["depths"]):
             raise ZooError(f"A depth is a place from 0 (first) to 1 (last), and got {options.depths}.")
     if options.offsets is not None:
-        found["offsets"] = tuple(
-            sorted({0 if word.strip() == "0" else lengths(word)[0] for word in options.offsets.split(",")})
-        )
+        given = {word.strip() for word in options.offsets.split(",")} - {""}
+        found["offsets"] = tuple(sorted({0 if word == "0" else length(word) for word in given}))
     if options.tasks is not None:
         found["tasks"] = tuple(word.strip() for word in options.tasks.split(",") if word.strip())
     return found

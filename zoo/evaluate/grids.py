@@ -33,7 +33,7 @@ UNITS = {
     "needle": "mean share of the needles found",
     "ruler": "mean score, 100 is best",
     "longppl": "lower is better",
-    "redundancy": "from 0 to 1, lower is better",
+    "redundancy": "0 nothing in common, 1 the same",
     "resolution": "right at the first guess",
 }
 MEANT = {**UNITS, "position": "nats per token at the end", "offset": "nats per token, the largest change"}
@@ -276,10 +276,13 @@ def depths(document: dict[str, Any], measure: str, name: str) -> Grid:
 def grids(document: dict[str, Any], measure: str) -> list[Grid]:
     """The grids of a measure: the one over lengths first."""
     over = by_length(document, measure, UNITS.get(measure, ""))
-    if measure == "position":
-        return [by_item(document, measure, over.caption, "buckets", "start", span)]
-    if measure == "offset":
-        return [by_item(document, measure, over.caption, "offsets", "offset")]
+    if measure == "perplexity" and caution(document):
+        bits = by_length(document, measure, "bits per byte of text", lambda v: Cell(decimals(v["bits_per_byte"])))
+        return [over, bits]
+    if measure in ("position", "offset"):
+        key, axis, label = ("buckets", "start", span) if measure == "position" else ("offsets", "offset", None)
+        listed = by_item(document, measure, over.caption, key, axis, label)
+        return [listed if listed.columns else over]
     if measure == "gain":
         reach = {name: largest(each, "contexts").get("reach") for name, each in found(document, measure).items()}
         for name, row in over.rows.items():
@@ -325,6 +328,13 @@ def text(grid: Grid) -> str:
     return "\n".join([grid.caption, *(f"  {each}".rstrip() for each in lines)]).strip("\n")
 
 
+def caution(document: dict[str, Any]) -> str:
+    """What keeps the checkpoints' numbers from being compared; empty where nothing does."""
+    told = {each["tokenizer"] for each in document.get("checkpoints", []) if each.get("tokenizer")}
+    alike = "The models have different tokenizers, so a token is not the same piece of text for each: compare bits per "
+    return f"{alike}byte, not perplexities or nats per token; and equal lengths are not equal texts." * (len(told) > 1)
+
+
 def blocks(document: dict[str, Any]) -> Iterator[str]:
     """A block of text for each measure."""
     for measure in measures(document):
@@ -333,6 +343,8 @@ def blocks(document: dict[str, Any]) -> Iterator[str]:
         yield f"{title}: " + "\n".join([*map(text, grids(document, measure)), *why])
     if waiting := pending(document):
         yield f"Not measured yet: {', '.join(waiting)}"
+    if warning := caution(document):
+        yield warning
 
 
 def table(document: dict[str, Any]) -> str:

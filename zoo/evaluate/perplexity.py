@@ -1,8 +1,10 @@
 """Perplexity by length, loss by position, what longer context is worth, and whether positions alone do harm.
 
-All lengths score the same text: the first tokens of every document, as many as the longest length, cut into windows.
-So a difference between two lengths is a difference of context and of nothing else. Means weigh every token alike,
-unless a convention of others is asked for by its name. Intervals are over documents, whose tokens are not independent.
+All lengths read the same text: the first tokens of every document, as many as the longest length; gain scores the same
+last ones of them at every length. So a difference between two lengths is one of context, but for the few tokens that
+windows leave out: the first of each, and with fixed windows the rest that a length leaves which does not divide the
+longest. Means weigh every token alike, unless a convention of others is asked for by its name. Intervals are over
+documents, whose tokens are not independent.
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ def perplexity(reader: Reader, length: int, setting: Setting) -> dict[str, Any]:
     kind, texts = setting.windowing, excerpts(reader, setting)
     stride = setting.stride or {"fixed": length, "yarn": min(256, length - 1)}.get(kind, max(length // 2, 1))
     size = length - 1 if kind == "yarn" else length
+    if stride > size:
+        raise Unfit(f"Windows of {size} tokens that advance by {stride} leave tokens out.   Try:  --stride {size}")
     pieces, owners, counts, weights = [], [], [], []
     for number, text in enumerate(texts):
         for start, end, targets in windows(len(text), size, stride):
@@ -156,19 +160,20 @@ def gain(reader: Reader, length: int, setting: Setting) -> dict[str, Any]:
 
     At the longest length there is the loss over the context c, in tokens before the first that is scored, and the
     reach: the fewest tokens of context with which no more than `setting.tolerance` nats per token are lost against the
-    best of all contexts. It takes for granted that between two powers of two the loss has one edge.
+    best of those contexts: powers of two, that of training, and the longest. It takes for granted that between two of
+    them the loss has one edge.
     """
     trained = reader.length
     if length <= trained:
         raise Unfit(f"Gain is what context beyond the trained {trained} tokens is worth, and {length} is not beyond.")
     reader.fit(length)
     last = min(setting.last, max(trained // 2, 1))
-    texts = [text[:length] for text in excerpts(reader, setting)]
+    texts = excerpts(reader, setting)
 
     @cache
     def with_context(context: int) -> Tensor:
         """Mean loss of the last tokens of each document."""
-        cut = [text[length - last - context :] for text in texts]
+        cut = [text[len(text) - last - context :] for text in texts]
         return torch.stack([losses[-last:].double().mean() for losses in read(reader, cut)])
 
     long, short = with_context(length - last), with_context(trained - last)
@@ -211,7 +216,7 @@ def offset(reader: Reader, length: int, setting: Setting) -> dict[str, Any]:
     """
     size = min(reader.length, length)
     texts = torch.stack([text[:size] for text in excerpts(reader, setting)])
-    starts = setting.offsets or tuple(sorted({0, *(n - size for n in setting.lengths if size < n <= length)}))
+    starts = setting.offsets or tuple(sorted({0, *(n - size for n in setting.lengths if size < n)}))
     found: list[dict[str, Any]] = []
     for number, start in enumerate(starts):
         if reason := reader.refusal(start + size):
@@ -222,4 +227,6 @@ def offset(reader: Reader, length: int, setting: Setting) -> dict[str, Any]:
         losses = torch.cat([reader.losses(part, positions=at, extent=start + size) for part in parts])
         found.append({"offset": start, "nats": float(losses.double().mean()), "tokens": losses.numel()})
         setting.tick((number + 1) / len(starts))
+    if not any("nats" in item for item in found):
+        raise Unfit(found[0]["refused"])
     return {"offsets": found, "length": size}

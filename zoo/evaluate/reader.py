@@ -19,7 +19,7 @@ from zoo.errors import Unfit, ZooError
 from zoo.loss import surprises
 
 CHUNK = 512
-"""Tokens that are read, or whose logits are held, at once."""
+"""Tokens whose logits are held at once, or that a prompt is read by."""
 
 
 class Reader:
@@ -69,12 +69,14 @@ class Reader:
         self.fit(extent)
         tokens = tokens.to(self.device)
         at = None if positions is None else positions[:-1].to(self.device)
-        hidden = self.model.read(tokens[:, :-1], positions=at, extent=extent, rows=CHUNK)
+        hidden = self.model.read(tokens[:, :-1], positions=at, extent=extent)
         found = hidden.new_empty(hidden.shape[:2], dtype=torch.float32)
         rows = max(CHUNK // len(tokens), 1)
         for start in range(0, hidden.shape[1], rows):
             part = slice(start, start + rows)
             found[:, part] = surprises(self.model.head(hidden[:, part]).float(), tokens[:, 1:][:, part])
+        if not found.isfinite().all():
+            raise Unfit(f"The model computes losses that are no numbers in texts of {tokens.shape[1]} tokens.")
         return found.cpu()
 
     @torch.inference_mode()
@@ -96,7 +98,10 @@ class Reader:
             hidden = self.model.hidden(part, cache=cache)
         said: list[int] = []
         while True:
-            said.append(int(self.model.head(hidden[:, -1]).argmax(-1)))
+            logits = self.model.head(hidden[:, -1])
+            if logits.isnan().any():
+                raise Unfit(f"The model computes logits that are no numbers after {len(prompt) + len(said)} tokens.")
+            said.append(int(logits.argmax(-1)))
             if said[-1] == self.tokenizer.end:
                 return self.tokenizer.decode(said[:-1])
             text = self.tokenizer.decode(said)

@@ -26,7 +26,7 @@ WORDS = {
     "and a model that knows nothing hesitates between all of its vocabulary. The same documents are cut into "
     "windows of each length. Longer windows give a token more to go by, so the line of a model that reads on is "
     "level or falls to the right of the length that it was trained at; one that is lost there rises, often steeply. "
-    "The band is the 95 % interval over documents: where bands overlap, the difference may be chance.",
+    "The band is the 95 % interval over documents. Most of its width is how documents differ, which all models share.",
     "position": "The loss of tokens by their place in one long window. A nat is the unit of the natural logarithm: "
     "0.69 nats less is half as much hesitation. The first tokens have nothing before them and are hard; then the "
     "line should fall and stay down. A step upward at the trained length shows a model that cannot tell positions "
@@ -54,7 +54,7 @@ WORDS = {
     "arXiv:2404.06654). A score is the percentage of the wanted answers that were given; 100 is best. Small models "
     "that were not taught to follow instructions score near 0, which says nothing of their reach; it is the fall "
     "from left to right that does. What does not fit into a length, or has no data here, is n/a: it has no score "
-    "and counts in no mean.",
+    "and counts in no mean, so means over different numbers of tasks are not comparable.",
     "longppl": "Perplexity over only those tokens that need the far past: the ones that a second, stronger model "
     "predicts well with the whole text before it and badly with the end of it (Fang et al. 2024, arXiv:2410.23771). "
     "Ordinary perplexity is mostly about tokens that the last few words decide, so two models may agree there and "
@@ -125,7 +125,7 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list) and not any(isinstance(each, dict | list) for each in value):
-        return ", ".join(map(plain, value)) or "none"
+        return ", ".join(map(plain, value)) or "all, or by default"
     return said(json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else number(value))
 
 
@@ -167,7 +167,7 @@ def shown(grid: Grid, order: dict[str, int], numbers: dict[str, int]) -> str:
     return rows([grid.corner, *grid.columns], body, grid.caption[:1].upper() + grid.caption[1:])
 
 
-WORDY = {"position", "kernel", "path", "task", "digest", "absent", "unfit", "refused"}
+WORDY = {"position", "kernel", "path", "task", "tokenizer", "digest", "absent", "unfit", "refused"}
 """Columns of words, which stand at the left."""
 FRONT = ["start", "stop", "context", "offset", "depth", "task", "score", "right", "trials", *grids.TITLES]
 BACK = ["low", "high", "seconds"]
@@ -302,6 +302,8 @@ def page(document: Row, pictures: dict[str, str]) -> str:
         left = f"Not measured yet: {said(', '.join(grids.TITLES.get(each, each) for each in waiting))}." * bool(waiting)
         nothing = "" if there else "There are no results: nothing has been measured. "
         parts.append(f'<p class="pending">{nothing}{left}</p>')
+    if there and (warning := grids.caution(document)):
+        parts.append(f'<p class="pending">{said(warning)}</p>')
     if there:
         links = (f'<a href="#{said(each)}">{said(grids.TITLES.get(each, each))}</a>' for each in there)
         parts.append(f"<nav>{''.join(links)}</nav>")

@@ -1,7 +1,8 @@
 """Which documents are read: files that are named, or what a checkpoint's own data set aside for testing.
 
 A model that has trained on Python's standard library must not be measured on what it has learned by heart, so without
-files the documents are those that its run has not seen, and the report says which.
+files the documents are those that its run set aside, and the report says which. They are found anew, by the run's own
+rule: where its files have changed since, or Python has, they may be others.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ class Documents:
 def named(files: list[str], column: str = "text") -> Documents:
     """The documents of files, folders or globs: one a file, or one a row of .jsonl and .parquet."""
     try:
-        source = corpus.local(files, column)
+        rows = corpus.local(files, column).load()
     except ZooError as error:
-        raise ZooError(str(error).replace("--data.files", "--files")) from None
-    return gathered(", ".join(Path(name).name for name in files), source.load())
+        told = str(error).partition("   Try:  --data.column")[0]
+        raise ZooError(told.replace("--data.files", "--files")) from None
+    return gathered(", ".join(Path(name).name for name in files), rows)
 
 
 def held_out(about: Mapping[str, Any]) -> Documents:

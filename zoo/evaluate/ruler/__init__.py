@@ -61,9 +61,7 @@ def samples(
         texts: Documents for the essays.
         squad, hotpot: Files that qa_1 and qa_2 need.
     """
-    if task not in TASKS:
-        close = f"   Did you mean {listing(near(task, TASKS))}?" if near(task, TASKS) else ""
-        raise ZooError(f"RULER has no task {task}.{close}\n  Its tasks: {listing(TASKS)}.")
+    known(task)
     essay, path = Essay(texts), {"qa_1": squad, "qa_2": hotpot}.get(task)
     if task in documents.FILES and path is None:
         raise ZooError(absence(task))
@@ -84,10 +82,26 @@ def _draft(task: str, rng: random.Random, tokenizer: Tokenizer, length: int, ess
     return needles.draft(task, rng, essay) if path is None else documents.draft(task, rng, path)
 
 
+def known(task: str) -> None:
+    """Raise ZooError where RULER has no such task."""
+    if task not in TASKS:
+        close = f"   Did you mean {listing(near(task, TASKS))}?" if near(task, TASKS) else ""
+        raise ZooError(f"RULER has no task {task}.{close}\n  Its tasks: {listing(TASKS)}.")
+
+
+def check(setting: Setting) -> None:
+    """Raise ZooError where a task is unknown or its file cannot be read, before anything is measured."""
+    for task in setting.tasks:
+        known(task)
+    for task, path in (("qa_1", setting.squad), ("qa_2", setting.hotpot)):
+        if path is not None and task in (setting.tasks or TASKS):
+            documents.read(task, path)
+
+
 def absence(task: str) -> str:
     """Why a task of documents cannot be made without its file."""
     name, setting = documents.FILES[task]
-    return f"It is made of {name}, which is not part of the zoo; {setting} names the file."
+    return f"It is made of {name}, which is not part of the zoo.   Try:  --{setting} FILE"
 
 
 def score(task: str, text: str, answers: Sequence[str]) -> float:
