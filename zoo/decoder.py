@@ -109,7 +109,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def read(
-        self, tokens: Tensor, *, positions: Tensor | None = None, extent: int | None = None, rows: int = 1024
+        self, tokens: Tensor, *, positions: Tensor | None = None, extent: int | None = None, rows: int = 512
     ) -> Tensor:
         """`hidden` for long texts and no gradient, in memory for little more than the result.
 
