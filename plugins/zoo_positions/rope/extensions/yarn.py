@@ -38,7 +38,7 @@ def ramp(count: int, low: float, high: float) -> Tensor:
     return ((torch.arange(count, dtype=torch.float64, device="cpu") - low) / (high - low)).clamp(0, 1)
 
 
-def temper(factor: float, scale: float = 1.0) -> float:
+def temper(factor: float, scale: float) -> float:
     """0.1 scale ln(factor) + 1."""
     return 0.1 * scale * math.log(factor) + 1
 
@@ -56,7 +56,7 @@ class YaRN(WaveExtension):
     multiplied by its square.
 
     Raises ZooError for a factor below 1, unless 0 < slow < fast, for an attention factor that is not above 0, and for
-    one of `mscale` and `mscale_all_dim` without the other.
+    both an attention factor and numbers to derive it from.
 
     Args:
         factor: How many times further than at first training, 1 or more.
@@ -64,9 +64,9 @@ class YaRN(WaveExtension):
         slow: Rotations up to which a wave is interpolated as in Linear ("beta_slow").
         truncate: Round the bounds of the ramp outwards to whole waves: transformers' default. "auto" does so for more
             than 32 rotated channels.
-        attention: Attention factor (default: as above).
-        mscale: With `mscale_all_dim`, the attention factor is (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim
-            ln(factor) + 1): DeepSeek's.
+        attention: Attention factor (default: derived).
+        mscale: The attention factor is (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1), which is
+            DeepSeek's; transformers has it where both are given, and else what the defaults give here.
         mscale_all_dim: See `mscale`.
     """
 
@@ -79,23 +79,22 @@ class YaRN(WaveExtension):
         slow: float = 1.0,
         truncate: bool | Literal["auto"] = "auto",
         attention: float | None = None,
-        mscale: float | None = None,
-        mscale_all_dim: float | None = None,
+        mscale: float = 1.0,
+        mscale_all_dim: float = 0.0,
     ) -> None:
         super().__init__(series, factor=factor)
         ordered("YaRN", slow, fast)
         positive("YaRN", attention)
-        scales = [scale for scale in (mscale, mscale_all_dim) if scale is not None]
-        if len(scales) == 1 or (scales and attention is not None) or any(not scale > 0 for scale in scales):
+        derived = (mscale, mscale_all_dim) == (1.0, 0.0)
+        if not (mscale >= 0 and mscale_all_dim >= 0 and (derived or attention is None)):
             raise ZooError(
-                "YaRN takes an attention factor, or mscale and mscale_all_dim, both above 0, to compute it from, or "
-                f"none of them; got attention {attention}, mscale {mscale}, mscale_all_dim {mscale_all_dim}."
+                "YaRN takes an attention factor, or mscale and mscale_all_dim, both 0 or more, to derive it from; got "
+                f"attention {attention}, mscale {mscale} and mscale_all_dim {mscale_all_dim}."
             )
         truncate = series.width > FEW if truncate == "auto" else truncate
         self.low, self.high = bounds(series, slow, fast, truncate)
-        self.attention = attention if attention is not None else temper(factor)
-        if mscale is not None and mscale_all_dim is not None:
-            self.attention = temper(factor, mscale) / temper(factor, mscale_all_dim)
+        usual = temper(factor, mscale) / temper(factor, mscale_all_dim)
+        self.attention = attention if attention is not None else usual
 
     def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
         return blended(frequencies, 1 - ramp(len(frequencies), self.low, self.high), self.factor), self.attention
