@@ -66,7 +66,12 @@ def options(parser: LightningArgumentParser) -> Iterator[str]:
     for group in PLUGINS.values():
         classes += plugins.classes(group).values()
     for found in classes:
-        yield from inspect.signature(found).parameters
+        yield from parameters(found)
+
+
+def parameters(plugin: type) -> list[str]:
+    """The names of the arguments that build it."""
+    return list(inspect.signature(plugin).parameters)
 
 
 def subclasses(path: str) -> list[type]:
@@ -108,6 +113,9 @@ def said(message: str, parser: LightningArgumentParser) -> str:
         if stray := re.search(pattern, flat):
             name = stray[1].partition("=")[0]
             place = f" in {path}" if path and not name.startswith("--") else ""
+            if name in NESTED:
+                able = [n for n, one in plugins.classes(PLUGINS["position"]).items() if name in parameters(one)]
+                return f"No setting is called {name}{place}: this one takes none. Those that do: {listing(able)}."
             return f"No setting is called {name}{place}.{suggestion(name, parser)}  See  zoo {sys.argv[1]} --help"
     if unknown := re.search(r"Expected a dot import path string: (\S+)", flat):
         return unknown_class(word, unknown[1])

@@ -20,7 +20,21 @@ from zoo.errors import ZooError
 from zoo.matrix import extended
 from zoo.position import Series, WaveExtension
 from zoo.testing import positions
-from zoo.testing.probe import Skip, Subject, blame, check, close, encode, kind, models, size, some, title, trunk, weights
+from zoo.testing.probe import (
+    Skip,
+    Subject,
+    blame,
+    check,
+    close,
+    encode,
+    kind,
+    models,
+    size,
+    some,
+    title,
+    trunk,
+    weights,
+)
 from zoo.testing.settings import candidates, keywords
 
 SERIES = (
@@ -184,6 +198,8 @@ def settings(subject: Subject) -> None:
     fixed: dict[str, Any] = dict(subject.keywords) if isinstance(subject, partial) else {}
     base = ({"factor": FACTOR} if takes_factor(subject) else {}) | fixed
     choices = {argument.name: list(candidates(subject, argument)) for argument in own}
+    for values in choices.values():
+        values += [1e7] if any(isinstance(value, float) for value in values) else []  # a base, if it is one
 
     def seen(values: dict[str, Any]) -> list[Any]:
         found: list[Any] = []
