@@ -88,8 +88,8 @@ def test_a_run_with_it_is_continued_and_another_extension_is_refused(trained, pl
     torch.save(content, older)
     longer = fit(place, "longer", "--trainer.max_steps=3", f"--ckpt_path={older}")
     assert lightning.load(longer)["zoo"]["trained"]["steps"] == 3
+    flags = ["--model.position.extension.extension.factor=4", "--trainer.max_steps=3"]
     with pytest.raises(ZooError) as error:
-        flags = ["--model.position.extension.extension.factor=4", "--trainer.max_steps=3"]
         fit(place, "no", *NESTED, *flags, f"--ckpt_path={older}")
     assert "model.position.extension.extension.factor: 2.5 in the checkpoint, 4.0 asked for" in str(error.value)
 

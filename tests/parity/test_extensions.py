@@ -7,8 +7,8 @@ from zoo import plugins
 from zoo.position import Geometry
 
 pytest.importorskip("transformers", reason="transformers is not installed here: tox -e parity")
-from transformers import LlamaConfig  # noqa: E402
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 if "proportional" not in ROPE_INIT_FUNCTIONS:
     pytest.skip("this version of transformers has no rope_parameters; version 5 has", allow_module_level=True)

@@ -1,6 +1,6 @@
 """Extensions of RoPE against golden numbers that reference implementations gave, and against their own formulas.
 
-A row holds w'_t / w_t, the new frequency over that of training, at the waves t of its geometry, and the attention factor.
+A row holds w'_t / w_t, new frequencies over those of training, at some waves t, and the attention factor.
 """
 
 import math

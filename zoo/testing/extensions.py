@@ -1,4 +1,4 @@
-"""The exam for extensions of waves: what each gives by itself, and that every encoding that takes it keeps its promises.
+"""The exam for extensions of waves: what each gives, and that every encoding that takes it keeps its promises.
 
 A subject without a default for `factor` is examined with a factor of 4, unless a partial fixes another.
 """
@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -99,26 +100,20 @@ def formula(subject: Subject) -> None:
                 assert found[0].device == frequencies.device, (
                     f"{name} makes its tensors on the default device: give them device=frequencies.device."
                 )
-                assert torch.equal(found[0], again[0]) and found[1] == again[1] == factor, (
+                same = torch.equal(found[0], again[0]), found[1] == again[1] == factor
+                assert all(same), (
                     f"{name} gives other waves when it is asked again: it is a function of the request and of nothing "
                     "else."
                 )
-                assert found[0].dtype == frequencies.dtype and found[0].shape == frequencies.shape, (
-                    f"{name} makes {found[0].dtype} {tuple(found[0].shape)} of frequencies that are "
-                    f"{frequencies.dtype} {tuple(frequencies.shape)}."
-                )
-                assert found[0].isfinite().all() and (found[0] > 0).all(), (
-                    f"{name} gives frequencies that are not finite or not above 0 ({extension.series}, {extent})."
-                )
+                kinds = (found[0].dtype, found[0].shape), (frequencies.dtype, frequencies.shape)
+                assert kinds[0] == kinds[1], f"{name} makes {kinds[0]} of frequencies that are {kinds[1]}."
+                sound(found, f"Asked for {extent} positions of {extension.series}, {name}")
                 close(
                     found[0].double() / exact,
                     torch.ones_like(exact),
                     1e-4,
                     f"{name} gives other waves in float32 than in float64.",
                 )
-            assert isinstance(factor, float) and 0 < factor < math.inf, (
-                f"{name} gives the attention factor {factor!r}: it is a float above 0."
-            )
             half = len(waves) // 2
             close(
                 extension.waves(waves[:half], extent)[0] / exact[:half],
@@ -127,6 +122,15 @@ def formula(subject: Subject) -> None:
                 f"{name} gives the fast waves other frequencies when the slow ones are missing, as in p-RoPE: use "
                 "`series` for what depends on all of them.",
             )
+
+
+def sound(found: tuple[Tensor, float], who: str) -> None:
+    """Frequencies and an attention factor that a model can live with."""
+    waves, factor = found
+    assert waves.isfinite().all(), f"{who} gives frequencies that are not finite: refuse it, or repair it."
+    assert (waves > 0).all(), f"{who} gives frequencies that are not above 0: refuse it, or repair it."
+    assert isinstance(factor, float), f"{who} gives the attention factor {factor!r}, which is no float."
+    assert 0 < factor < math.inf, f"{who} gives the attention factor {factor}: it is above 0."
 
 
 @check
@@ -138,7 +142,8 @@ def identity(subject: Subject) -> None:
         for extent in extents(extension)[:2]:
             for frequencies in (waves, waves.float()):
                 found, factor = extension.waves(frequencies, extent)
-                assert torch.equal(found, frequencies) and factor == 1, (
+                untouched = torch.equal(found, frequencies), factor == 1
+                assert all(untouched), (
                     f"With a factor of 1 and an extent of {extent} {title(subject)} changes waves that were trained on "
                     f"{extension.series.length} positions."
                 )
@@ -167,7 +172,7 @@ def dynamic(subject: Subject) -> None:
 
 @check
 def refusals(subject: Subject) -> None:
-    """A factor below 1 is refused; waves that it cannot serve are refused when it is built, all others come out finite."""
+    """A factor below 1 is refused, and when it is built waves that it cannot serve; all others come out finite."""
     if takes_factor(subject):
         for factor in (0.5, 0.0, -2.0, math.nan, math.inf):
             try:
@@ -175,20 +180,19 @@ def refusals(subject: Subject) -> None:
             except ZooError:
                 continue
             raise AssertionError(f"{title(subject)} takes a factor of {factor}: refuse all below 1 and infinite ones.")
-    for change in ({"width": 2}, {"width": 4}, {"length": 1}, {"length": 2}, {"length": 7}, {"base": 1.01}):
-        series = Series(**{"base": 10_000.0, "width": 32, "length": 64, **change})
+    plain = SERIES[1]
+    sizes = [replace(plain, width=width) for width in (2, 4)] + [replace(plain, length=n) for n in (1, 2, 7)]
+    for series in (*sizes, replace(plain, base=1.01)):
         with blame(f"What it cannot serve it must refuse with a ZooError. For {series}"):
             try:
                 extension = given(subject)(series)
             except ZooError as error:
-                assert str(error), f"For {series} the refusal is empty: say what was asked, why not, what would work."
+                reason = str(error)
+                assert reason, f"For {series} the refusal is empty: say what was asked, why not, what would work."
                 continue
             for extent in extents(extension):
-                found, factor = extension.waves(spectrum(series), extent)
-                assert found.isfinite().all() and (found > 0).all() and 0 < factor < math.inf, (
-                    f"For {series} and an extent of {extent} the waves are {found.tolist()}, the factor {factor}: "
-                    "refuse it, or repair it."
-                )
+                told = extension.waves(spectrum(series), extent)
+                sound(told, f"Asked for {extent} positions of {series}, {title(subject)}")
 
 
 @check
@@ -278,11 +282,13 @@ def stored(subject: Subject) -> None:
             again = checkpoints.callable_of(json.loads(json.dumps(node)), "zoo.positions")(model.geometry)
             again.load_state_dict(model.position.state_dict())
             for extent in (size(model), 8 * size(model)):
-                one, two = (encode(each, some(model), extent).rotation for each in (model.position, again))
-                assert one is not None and two is not None, f"{name} with {title(subject)} returns no rotation."
-                assert torch.equal(one.cos, two.cos) and torch.equal(one.sin, two.sin), (
-                    f"{name} with {title(subject)} does not turn alike after it was described and built again."
+                one, two = (
+                    list(positions.parts(encode(each, some(model), extent))) for each in (model.position, again)
                 )
+                for (part, before), (_, after) in zip(one, two, strict=True):
+                    assert torch.equal(before, after), (
+                        f"{name} with {title(subject)} has another {part} after it was described and built again."
+                    )
 
 
 def hosts(subject: Subject) -> list[tuple[str, Any]]:

@@ -1,9 +1,9 @@
 """Extensions of rotary encodings: each gives the waves new frequencies, and some an attention factor.
 
-With d channels, base b, trained length L and factor s, wave t < d / 2 turns by w_t = b^(-2t / d) radians per position and
-by r_t = L w_t / 2 pi rotations in training; an extension makes w'_t of w_t. What all of them share is that division by s
-lets a wave turn no further over s L positions than it did in training, and that fast waves, which turned often, need
-none of it. They differ in which waves they hold for fast.
+With d channels, base b, trained length L and factor s, wave t < d / 2 turns by w_t = b^(-2t / d) radians per position,
+and r_t = L w_t / 2 pi times in training; an extension makes w'_t of w_t. What all of them share: a wave divided by s
+turns no further over s L positions than it did in training, and fast waves, which turned often, need none of that. They
+differ in which waves they hold for fast.
 """
 
 from zoo_positions.rope.extensions.abf import ABF
