@@ -138,6 +138,11 @@ def test_one_that_is_not_installed_is_named_with_its_distribution(trained, tmp_p
             "--model.position.extension Linear --model.position.extension.factor abc",
             ["model.position.extension.factor takes a number, and got 'abc'."],
         ),
+        (
+            "--model.position.extension ABF --model.position.extension YaRN --model.position.extension.factor 4 "
+            "--model.position.extension.truncate maybe",
+            ["model.position.extension.truncate takes true or false or auto, and got 'maybe'."],
+        ),
         ("--model.position.extension YaRN --model.position.extension.slo 2", ["Did you mean slow"]),
         (
             "--model.position ALiBi --model.position.extension Linear",

@@ -135,7 +135,8 @@ def said(message: str, parser: LightningArgumentParser) -> str:
         hint = f" Did you mean {near_names[0]}?" if near_names else ""
         return f"{path} takes one of {listing(names)}, and got {literal[2]!r}.{hint}"
     if kinds := re.findall(r"Expected an? <class '([\w.]+)'>", flat):
-        what = " or ".join(dict.fromkeys(KINDS.get(name, name.rpartition(".")[2]) for name in kinds))
+        words = re.findall(r"'([^']+)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", flat)))
+        what = " or ".join(dict.fromkeys([*(KINDS.get(name, name.rpartition(".")[2]) for name in kinds), *words]))
         value = re.search(r"(?:Got|Given) value: (.+?)(?:\. Got value|$)", flat)
         return f"{path} takes {what}, and got {value[1] if value else 'something else'!r}."
     return message.strip()
