@@ -15,7 +15,7 @@ from zoo.testing.gradients import compiled
 from zoo.testing.probe import title
 
 ROOT = Path(__file__).parent.parent
-POSITIONS, KERNELS = (plugins.classes(f"zoo.{group}") for group in ("positions", "kernels"))
+POSITIONS, KERNELS, EXTENSIONS = (plugins.classes(group) for group in plugins.GROUPS)
 VARIANTS = [
     ("RoPE", {"fraction": 0.5, "pairing": "interleaved"}),
     ("FoPE", {"trainable": True}),
@@ -47,14 +47,21 @@ VARIANTS = [
 
 
 PARTIALS = [partial(POSITIONS[name], **change) for name, change in VARIANTS if name in POSITIONS]
+EXTENDED = [  # what the exam of an extension does not ask: every check of an encoding, and of one within another
+    partial(POSITIONS["RoPE"], extension=partial(EXTENSIONS["YaRN"], factor=2.5), pairing="interleaved"),
+    partial(POSITIONS["PoPE"], extension=EXTENSIONS["DynamicNTK"]),
+    partial(EXTENSIONS["Resonance"], extension=partial(EXTENSIONS["DynamicNTK"], factor=2.0)),
+    partial(EXTENSIONS["Resonance"], extension=partial(EXTENSIONS["YaRN"], factor=8.0)),
+    partial(EXTENSIONS["YaRN"], truncate=True, factor=16.0),
+]
 
 
-@checks(*POSITIONS.values(), *KERNELS.values())
+@checks(*POSITIONS.values(), *KERNELS.values(), *EXTENSIONS.values())
 def test_exam(check):
     check()
 
 
-@checks(*PARTIALS)
+@checks(*PARTIALS, *EXTENDED)
 def test_variants(check):
     check()
 

@@ -212,7 +212,7 @@ def show(argv: list[str]) -> None:
 def check(argv: list[str]) -> None:
     """`zoo check NAME`."""
     parser = Arguments(prog="zoo check", description="The exam for one plugin, without pytest.")
-    parser.add_argument("name", metavar="NAME", help="a position encoding or a kernel")
+    parser.add_argument("name", metavar="NAME", help="a position encoding, a kernel or an extension")
     options = parser.parse_args(argv)
     known = [name for group in plugins.GROUPS for name in plugins.names(group)]
     groups = [group for group in plugins.GROUPS if options.name in plugins.names(group)]

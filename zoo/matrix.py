@@ -5,8 +5,10 @@ An encoding is asked by running it on two positions, since what it returns is da
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -15,7 +17,7 @@ from zoo.auto import Auto
 from zoo.bias import Bias, carries, rung
 from zoo.errors import ZooError, listing
 from zoo.kernel import Kernel, Request
-from zoo.position import Encoding, Geometry, PositionEncoding
+from zoo.position import Encoding, Extension, Geometry, PositionEncoding
 
 GEOMETRY = Geometry(dim=64, heads=4, kv_heads=4, head_dim=16, length=(64,))
 """The small decoder that the table asks about; encodings and kernels are cheap to build at this size."""
@@ -94,6 +96,33 @@ def agree(position: PositionEncoding, kernel: Kernel, **known: Any) -> None:
         + f"\n  Installed kernels that can: {listing(able)}."
         + (f"   Try:  --model.kernel {able[0]}" if able else "")
     )
+
+
+def taken(encoding: Any) -> tuple[type[Extension], ...]:
+    """The kinds of extension that an encoding takes: what the annotation of its argument `extension` builds."""
+    hints = [get_type_hints(encoding.__init__).get("extension")]
+    found: list[type[Extension]] = []
+    while hints:
+        hint = hints.pop()
+        if isinstance(hint, type) and issubclass(hint, Extension):
+            found.append(hint)
+        elif get_origin(hint) is not None:
+            hints += [part for part in get_args(hint) if not isinstance(part, list)]
+    return tuple(found)
+
+
+def extended(extension: Any) -> Iterator[tuple[str, Any]]:
+    """Name and class of the installed encodings that an extension makes read further.
+
+    Args:
+        extension: A class, or a partial of one.
+    """
+    kind = extension
+    while isinstance(kind, partial):
+        kind = kind.func
+    for name, encoding in plugins.classes("zoo.positions").items():
+        if issubclass(kind, taken(encoding)):
+            yield name, encoding
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo import plugins
-from zoo.checkpoints import SLOTS
+from zoo.checkpoints import NESTED, SLOTS
 from zoo.decoder import Decoder
 from zoo.errors import ZooError, listing, near
 from zoo.trunk import Trunk
@@ -40,6 +40,8 @@ BASES = {
     "schedule": "zoo.schedules.Schedule",
     "optimizer": "torch.optim.Optimizer",
 }
+PLUGINS = {**SLOTS, **NESTED}
+"""Settings that name a plugin, and their groups."""
 SECTIONS = ("model", "data", "trainer", "config", "ckpt_path", "seed_everything")
 
 
@@ -61,10 +63,15 @@ def options(parser: LightningArgumentParser) -> Iterator[str]:
     classes: list[type] = [Trainer, Decoder, ViT, Trunk]
     for base in ("model", "schedule", "data"):
         classes += subclasses(BASES[base])
-    for group in SLOTS.values():
+    for group in PLUGINS.values():
         classes += plugins.classes(group).values()
     for found in classes:
-        yield from inspect.signature(found).parameters
+        yield from parameters(found)
+
+
+def parameters(plugin: type) -> list[str]:
+    """The names of the arguments that build it."""
+    return list(inspect.signature(plugin).parameters)
 
 
 def subclasses(path: str) -> list[type]:
@@ -106,16 +113,30 @@ def said(message: str, parser: LightningArgumentParser) -> str:
         if stray := re.search(pattern, flat):
             name = stray[1].partition("=")[0]
             place = f" in {path}" if path and not name.startswith("--") else ""
+            if name in NESTED:
+                able = [n for n, one in plugins.classes(PLUGINS["position"]).items() if name in parameters(one)]
+                return f"No setting is called {name}{place}: this one takes none. Those that do: {listing(able)}."
             return f"No setting is called {name}{place}.{suggestion(name, parser)}  See  zoo {sys.argv[1]} --help"
     if unknown := re.search(r"Expected a dot import path string: (\S+)", flat):
         return unknown_class(word, unknown[1])
+    if absent := re.search(r"the following arguments are required: (\w+(?:, \w+)*)", flat):
+        who = re.search(r"class_path='(?:[\w.]+\.)?(\w+)'", flat)
+        flags = " ".join(f"--{path}.{name} VALUE" for name in absent[1].split(", "))
+        return f"{who[1] if who else path} needs a {absent[1].replace(', ', ' and a ')}.   Try:  {flags}"
+    if word in PLUGINS and (orphan := re.search(r"Dict must include a class_path .*?key='([\w.]+)'", flat)):
+        group, kind = PLUGINS[word], plugins.GROUPS[PLUGINS[word]]
+        return (
+            f"{path}.{orphan[1]} is a setting of the {kind}, and none is named.   Try:  --{path} NAME, "
+            f"one of {listing(plugins.names(group))}"
+        )
     if literal := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\w+)", flat):
         names = re.findall(r"'([^']+)'", literal[1])
         near_names = near(literal[2], names)
         hint = f" Did you mean {near_names[0]}?" if near_names else ""
         return f"{path} takes one of {listing(names)}, and got {literal[2]!r}.{hint}"
     if kinds := re.findall(r"Expected an? <class '([\w.]+)'>", flat):
-        what = " or ".join(dict.fromkeys(KINDS.get(name, name.rpartition(".")[2]) for name in kinds))
+        words = re.findall(r"'([^']+)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", flat)))
+        what = " or ".join(dict.fromkeys([*(KINDS.get(name, name.rpartition(".")[2]) for name in kinds), *words]))
         value = re.search(r"(?:Got|Given) value: (.+?)(?:\. Got value|$)", flat)
         return f"{path} takes {what}, and got {value[1] if value else 'something else'!r}."
     return message.strip()
@@ -131,7 +152,7 @@ def suggestion(name: str, parser: LightningArgumentParser) -> str:
     """' Did you mean ...?' for a misspelt setting, or nothing."""
     bare, dashes = name.lstrip("-"), "--" if name.startswith("--") else ""
     known = set(options(parser)) - {"help", "print_config", ""}
-    guess = near(bare, known)
+    guess = [] if bare in known else near(bare, known)  # what is known belongs to another class
     if "." in bare:
         head, _, tail = bare.partition(".")
         heads = [head] if head in SECTIONS else near(head, SECTIONS)[:1]
@@ -142,9 +163,9 @@ def suggestion(name: str, parser: LightningArgumentParser) -> str:
 
 def unknown_class(word: str, name: str) -> str:
     """No class of that name: the near ones and the installed ones."""
-    if word in SLOTS:
+    if word in PLUGINS:
         try:
-            plugins.load(SLOTS[word], name)
+            plugins.load(PLUGINS[word], name)
         except ZooError as error:
             return str(error)
     names = [one.__name__ for one in subclasses(BASES[word])] if word in BASES else []

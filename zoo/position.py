@@ -2,11 +2,14 @@
 
 Positions can be told to a Transformer at three places, and that sentence is the type `Encoding`: added to the token
 embeddings, as a rotation of queries and keys, or as a bias on the logits (one of the five rungs of `zoo.bias`, which
-are exported here too). An encoding returns data, which can be looked at without running a model.
+are exported here too). An encoding returns data, which can be looked at without running a model. What makes it read
+further than it was trained is an `Extension`, a keyword of the encodings that take it, annotated with the kind.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,14 +28,17 @@ __all__ = [
     "Dense",
     "Encoding",
     "Exact",
+    "Extension",
     "Geometry",
     "Logits",
     "NoPE",
     "Pointwise",
     "PositionEncoding",
     "Rotation",
+    "Series",
     "Slopes",
     "Toeplitz",
+    "WaveExtension",
     "carries",
     "rung",
 ]
@@ -226,3 +232,58 @@ class NoPE(PositionEncoding):
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
         return Encoding()
+
+
+class Extension:
+    """Base class of what makes an encoding read further than it was trained.
+
+    An argument `factor` of a subclass says how many times further, 1 or more; it alone may be without a default.
+    """
+
+    dynamic: bool = False
+    """Whether it looks at the extent of a request; otherwise all requests are served alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """The waves of one axis as they were trained: base^(-2t / width) radians per position, for t < width / 2.
+
+    Args:
+        base: Of the powers.
+        width: Twice the number of waves, which for RoPE is the number of rotated channels.
+        length: Positions along the axis at first training.
+        axes: Of the model; beyond one, the extent of a request is no length along an axis.
+    """
+
+    base: float
+    width: int
+    length: int
+    axes: int = 1
+
+
+class WaveExtension(Extension, ABC):
+    """Base class of extensions that change the waves of an encoding, such as RoPE's: one is built for each axis.
+
+    Args:
+        series: The waves as they were trained.
+        factor: How many times further the encoding is to read.
+    """
+
+    def __init__(self, series: Series, *, factor: float = 1.0) -> None:
+        if not 1 <= factor < math.inf:
+            raise ZooError(
+                f"{type(self).__name__} reads `factor` times as far as in training, 1 or more; got {factor}.   "
+                "Try:  --model.position.extension.factor 4"
+            )
+        self.series, self.factor = series, factor
+
+    @abstractmethod
+    def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
+        """The waves of a request, and the attention factor, which multiplies cos and sin.
+
+        A pure function, called on the CPU. An encoding may have only the fastest waves of the series.
+
+        Args:
+            frequencies: Of the fastest waves of the series, radians per position, falling, float32 or float64.
+            extent: Final length of the request.
+        """

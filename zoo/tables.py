@@ -14,7 +14,7 @@ from typing import Any
 from zoo import plugins
 from zoo.bias import rung
 from zoo.errors import ZooError
-from zoo.matrix import GEOMETRY, GRID, Cell, places
+from zoo.matrix import GEOMETRY, GRID, Cell, extended, places
 from zoo.matrix import matrix as cells
 from zoo.position import Encoding, Geometry
 
@@ -67,21 +67,26 @@ def details() -> tuple[list[dict[str, Any]], str]:
         try:
             plugin = plugins.load(row.group, row.name)
             entry: dict[str, Any] = {**row.asdict(), "summary": summary(plugin), "source": source(plugin)}
+            entry["arguments"] = {
+                name: "required" if parameter.default is parameter.empty else parameter.default
+                for name, parameter in inspect.signature(plugin).parameters.items()
+                if parameter.kind is parameter.KEYWORD_ONLY
+            }
+            if row.group == "zoo.extensions":
+                entry["extends"] = [name for name, _ in extended(plugin)]
+                entry["dynamic"] = plugin.dynamic
+                rows.append(entry)
+                continue
             made = served(plugin)
             module = next(iter(made.values()))
             entry["parameters"] = sum(p.numel() for p in module.parameters() if p.requires_grad)
             entry["serves"] = list(made)
-            entry["arguments"] = {
-                name: parameter.default
-                for name, parameter in inspect.signature(plugin).parameters.items()
-                if parameter.kind is parameter.KEYWORD_ONLY
-            }
             if row.group == "zoo.positions":
                 said = places(module)
                 step = rung(said.bias)
                 entry["places"], entry["rung"] = used(said), step.__name__ if step else None
                 entry["per_layer"], entry["relative"] = module.per_layer, module.relative
-            elif row.group == "zoo.kernels":
+            else:
                 entry["form"], entry["fuses"] = module.form, module.fuses.__name__ if module.fuses else None
         except ZooError as error:
             entry = {**row.asdict(), "error": str(error)}
@@ -92,16 +97,22 @@ def details() -> tuple[list[dict[str, Any]], str]:
             lines.append(f"{entry['name']}: {entry['error']}")
             continue
         arguments = ", ".join(f"{name}={value}" for name, value in entry["arguments"].items())
-        about = (
-            f"places {', '.join(entry['places']) or 'none'}; rung {entry['rung'] or 'none'}; "
-            f"{'per layer' if entry['per_layer'] else 'shared'}"
-            if "places" in entry
-            else f"form {entry['form']}; fuses {entry['fuses'] or 'no bias'}"
-        )
+        if "extends" in entry:
+            about = f"extends {', '.join(entry['extends']) or 'none'}; " + (
+                "chooses by the extent of a request" if entry["dynamic"] else "the same for every request"
+            )
+        else:
+            about = (
+                f"places {', '.join(entry['places']) or 'none'}; rung {entry['rung'] or 'none'}; "
+                f"{'per layer' if entry['per_layer'] else 'shared'}"
+                if "places" in entry
+                else f"form {entry['form']}; fuses {entry['fuses'] or 'no bias'}"
+            )
+            about += f"; {entry['parameters']} parameters at 4 heads x 16; serves {' and '.join(entry['serves'])}"
         lines += [
             f"{entry['name']}({arguments})  {entry['distribution']} {entry['version']}",
             f"    {entry['summary']}",
-            f"    {about}; {entry['parameters']} parameters at 4 heads x 16; serves {' and '.join(entry['serves'])}",
+            f"    {about}",
         ]
         if entry["source"]:
             lines.append(f"    {entry['source']}")

@@ -158,13 +158,20 @@ def differences(there: Any, here: Any, path: str = "model") -> Iterator[str]:
 
 def named(model: Mapping[str, Any]) -> dict[str, Any]:
     """A model section with its plugins named by the registry: import paths change from version to version."""
-    arguments = dict(model["init_args"])
-    for slot, group in checkpoints.SLOTS.items():
-        node = arguments.get(slot)
+    return {**model, "init_args": renamed(model["init_args"], checkpoints.SLOTS)}
+
+
+def renamed(arguments: Mapping[str, Any], slots: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments with the plugins in these slots named by the registry, and those among their arguments."""
+    found = dict(arguments)
+    for slot, group in slots.items():
+        node = found.get(slot)
         if isinstance(node, Mapping):
             name = str(node.get("class_path", "")).rpartition(".")[2]
-            arguments[slot] = {**node, "class_path": name} if name in plugins.names(group) else node
-    return {**model, "init_args": arguments}
+            inner = renamed(node.get("init_args") or {}, checkpoints.NESTED)
+            path = name if name in plugins.names(group) else node.get("class_path")
+            found[slot] = {**node, "class_path": path, **({"init_args": inner} if inner else {})}
+    return found
 
 
 def alike(there: Any, here: Any) -> bool:

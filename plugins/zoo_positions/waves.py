@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import EXACT, Geometry, PositionEncoding
+from zoo.position import EXACT, Geometry, PositionEncoding, Series, WaveExtension
 
 
 def spectrum(base: float, width: int, kind: torch.dtype = torch.float32) -> Tensor:
@@ -37,6 +37,12 @@ def angles(positions: Tensor, frequencies: Tensor, extent: int) -> Tensor:
     return (positions.to(kind).unsqueeze(-1) * frequencies.to(kind)).flatten(-2)
 
 
+def table(turned: Tensor, frequencies: Tensor, factor: float) -> Tensor:
+    """Cosines or sines in the precision of the frequencies, with the attention factor."""
+    turned = turned.to(frequencies.dtype)
+    return turned if factor == 1 else turned * factor
+
+
 class Waves(PositionEncoding):
     """An encoding with waves of geometrically falling frequency.
 
@@ -46,22 +52,55 @@ class Waves(PositionEncoding):
         width: Channels of one axis that the exponents are taken over.
         kept: Use so many of the fastest waves; None: all.
         still: Follow them by so many waves of frequency 0.
+        extension: How the waves read further than they were trained; one is built for each axis.
     """
 
     frequencies: Tensor
-    """Radians per position, [axes, waves]."""
+    """Radians per position, [axes, waves]; with a dynamic extension, those of requests within the trained length."""
 
-    def __init__(self, geometry: Geometry, *, base: float, width: int, kept: int | None = None, still: int = 0) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        base: float,
+        width: int,
+        kept: int | None = None,
+        still: int = 0,
+        extension: Callable[[Series], WaveExtension] | None = None,
+    ) -> None:
         super().__init__(geometry)
         self.base, self.width, self.kept, self.still = base, width, kept, still
+        spectrum(base, width)  # says what is wrong with a base before an extension takes its logarithm
+        series = [Series(base=base, width=width, length=size, axes=geometry.axes) for size in geometry.length]
+        self.extensions = [extension(one) for one in series] if extension is not None else []
+        self.dynamic = any(one.dynamic for one in self.extensions)
+        self.factor = self.extended(torch.float32, 1)[1]
         home = torch.get_default_device()
         home = torch.device("cpu") if home.type == "meta" else home
         self.register_buffer("frequencies", self.tuned(torch.float32).to(home), persistent=False)
 
     def tuned(self, kind: torch.dtype) -> Tensor:
         """The frequencies computed anew, on the CPU."""
-        waves = spectrum(self.base, self.width, kind)[: self.kept]
-        return torch.cat((waves, waves.new_zeros(self.still))).repeat(self.geometry.axes, 1)
+        return self.extended(kind, 1)[0]
+
+    def extended(self, kind: torch.dtype, extent: int) -> tuple[Tensor, float]:
+        """Frequencies [axes, waves] and the attention factor of a request, computed anew, on the CPU."""
+        waves, axes = spectrum(self.base, self.width, kind)[: self.kept], self.geometry.axes
+        found = [one.waves(waves, extent) for one in self.extensions] or [(waves, 1.0)] * axes
+        if len({factor for _, factor in found}) > 1:
+            raise ZooError(
+                f"{type(self.extensions[0]).__name__} gives the axes of a grid of {self.geometry.length} attention "
+                "factors that differ, and there is one for the whole logit. Try one that has none, such as Linear."
+            )
+        still = waves.new_zeros(self.still)
+        return torch.stack([torch.cat((moved, still)) for moved, _ in found]), found[0][1]
+
+    def request(self, extent: int) -> tuple[Tensor, float]:
+        """Frequencies [axes, waves] and the attention factor of a request, on the module's device."""
+        if self.dynamic:
+            waves, factor = self.extended(self.frequencies.dtype, extent)
+            return waves.to(self.frequencies.device), factor
+        return self.frequencies, self.factor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

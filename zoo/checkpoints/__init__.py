@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.checkpoints import folder, lightning
-from zoo.checkpoints.description import FORMAT, SLOTS, Checkpoint, build, describe, fill, owners
+from zoo.checkpoints.description import FORMAT, NESTED, SLOTS, Checkpoint, build, callable_of, describe, fill, owners
 from zoo.errors import ZooError
 
-__all__ = ["FORMAT", "SLOTS", "Checkpoint", "build", "describe", "fill", "owners", "read"]
+__all__ = ["FORMAT", "NESTED", "SLOTS", "Checkpoint", "build", "callable_of", "describe", "fill", "owners", "read"]
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -2,14 +2,14 @@
 
 Plain words and numbers: the network's class and arguments, the names and versions of the plugins it needs, its
 tokenizer, how long it was trained. Plugins are stored by name, the same word as in a recipe, so a module may move
-without breaking a checkpoint.
+without breaking a checkpoint. A plugin may take others as arguments, as RoPE takes an extension; these are nested.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from zoo.position import PositionEncoding
 
 SLOTS = {"position": "zoo.positions", "kernel": "zoo.kernels"}
 """Arguments of a network that are plugins, and their groups."""
+NESTED = {"extension": "zoo.extensions"}
+"""Arguments of plugins that are plugins, and their groups."""
 FORMAT = 1
 
 
@@ -41,7 +43,8 @@ class Checkpoint:
 
     def network(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
-        for name, (group, distribution) in self.about.get("plugins", {}).items():
+        for key, (group, distribution) in self.about.get("plugins", {}).items():
+            name = key.rpartition(":")[2]
             if name not in plugins.names(group):
                 raise ZooError(
                     f"{self.path} needs the {plugins.GROUPS[group]} {name} of {distribution}, which is not installed. "
@@ -84,8 +87,12 @@ def build(node: Mapping[str, Any]) -> nn.Module:
 
 
 def callable_of(node: Mapping[str, Any], group: str) -> Callable[..., Any]:
-    """A plugin's description as something to call with a geometry."""
-    return functools.partial(plugins.load(group, node["class_path"]), **node.get("init_args", {}))
+    """A plugin's description as something to call with a geometry, or with what its group is built from."""
+    arguments = dict(node.get("init_args") or {})
+    for slot, inner in NESTED.items():
+        if isinstance(arguments.get(slot), Mapping):
+            arguments[slot] = callable_of(arguments[slot], inner)
+    return functools.partial(plugins.load(group, node["class_path"]), **arguments)
 
 
 def describe(module: nn.Module, slot: Callable[..., Any] | None, group: str) -> dict[str, Any]:
@@ -96,25 +103,59 @@ def describe(module: nn.Module, slot: Callable[..., Any] | None, group: str) -> 
         slot: What built it: its class or a partial of it, however deep (jsonargparse makes such partials); or None.
         group: Entry-point group.
     """
-    name, arguments = type(module).__name__, dict[str, Any]()
+    found, arguments = opened(slot)
+    node = stated(type(module), arguments, group)
+    if found not in (None, type(module)):
+        raise ZooError(nameless(type(module).__name__, group))
+    if isinstance(module, PositionEncoding):
+        node["init_args"].update(module.pinned())
+    return node
+
+
+def opened(slot: Callable[..., Any] | None) -> tuple[Any, dict[str, Any]]:
+    """What a slot builds in the end, and the arguments that it gives it."""
+    arguments = dict[str, Any]()
     while isinstance(slot, functools.partial):
         arguments = {**slot.keywords, **arguments}
         slot = next((part for part in slot.args if isinstance(part, type)), slot.func)
-    if plugins.classes(group).get(name) is not type(module) or slot not in (None, type(module)):
-        raise ZooError(
-            f"{name} is not an installed {plugins.GROUPS[group]}, so a checkpoint could not name it. "
-            f"Register the class as an entry point in the group {group}, and install its distribution."
-        )
-    pinned = module.pinned() if isinstance(module, PositionEncoding) else {}
-    return {"class_path": name, "init_args": {**arguments, **pinned}}
+    return slot, arguments
+
+
+def stated(kind: Any, arguments: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """A class by its installed name, with its arguments, plugins among them stated likewise."""
+    name = getattr(kind, "__name__", str(kind))
+    if plugins.classes(group).get(name) is not kind:
+        raise ZooError(nameless(name, group))
+    told = {
+        key: stated(*opened(value), NESTED[key]) if key in NESTED and value is not None else value
+        for key, value in arguments.items()
+    }
+    return {"class_path": name, "init_args": told}
+
+
+def nameless(name: str, group: str) -> str:
+    """Why a class cannot be stored."""
+    return (
+        f"{name} is not an installed {plugins.GROUPS[group]}, so a checkpoint could not name it. "
+        f"Register the class as an entry point in the group {group}, and install its distribution."
+    )
 
 
 def owners(network: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Group and distribution, with version, of every plugin in a network's description."""
-    found = {}
-    for slot, group in SLOTS.items():
-        node = network["init_args"].get(slot)
-        if node:
-            point = plugins.find(group, node["class_path"])
-            found[node["class_path"]] = (group, " ".join(plugins.origin(point)))
+    """Group and distribution, with version, of every plugin in a network's description.
+
+    Keys are names; a name that a plugin of another group has taken gets its own group before it, and a colon.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for name, group in named(network["init_args"], SLOTS):
+        owner = group, " ".join(plugins.origin(plugins.find(group, name)))
+        found[name if found.get(name, owner)[0] == group else f"{group}:{name}"] = owner
     return found
+
+
+def named(arguments: Mapping[str, Any], slots: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Name and group of the plugins among some arguments, and of those among theirs."""
+    for slot, group in slots.items():
+        if node := arguments.get(slot):
+            yield node["class_path"], group
+            yield from named(node.get("init_args") or {}, NESTED)

@@ -1,4 +1,4 @@
-"""The exam: what every position encoding and every kernel must hold, shipped with the contracts that it checks.
+"""The exam: what every position encoding, kernel and extension must hold, shipped with the contracts that it checks.
 
 In the style of scikit-learn's `parametrize_with_checks`: a plugin's whole test is
 
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ZooError
 from zoo.kernel import Kernel
-from zoo.position import PositionEncoding
-from zoo.testing import kernels, positions
+from zoo.position import PositionEncoding, WaveExtension
+from zoo.testing import extensions, kernels, positions
 from zoo.testing.probe import Check, Skip, Subject, kind, title
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["Result", "Skip", "checks", "examine", "kernels", "positions", "suite"]
+__all__ = ["Result", "Skip", "checks", "examine", "extensions", "kernels", "positions", "suite"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ def suite(subject: Subject) -> tuple[Check, ...]:
         return positions.CHECKS
     if isinstance(found, type) and issubclass(found, Kernel):
         return kernels.CHECKS
-    raise ZooError(f"There is no exam for {title(subject)}: it is neither a PositionEncoding nor a Kernel.")
+    if isinstance(found, type) and issubclass(found, WaveExtension):
+        return extensions.CHECKS
+    raise ZooError(
+        f"There is no exam for {title(subject)}: it is neither a PositionEncoding nor a Kernel nor a WaveExtension."
+    )
 
 
 def examine(subject: Subject) -> list[Result]:
@@ -89,7 +93,7 @@ def checks(*subjects: Subject, **settings: Any) -> pytest.MarkDecorator:
     """Parametrize a pytest test over all checks of some subjects; the test has one argument, `check`, and calls it.
 
     Args:
-        *subjects: Classes of position encodings and kernels, or partials of them.
+        *subjects: Classes of position encodings, kernels and extensions, or partials of them.
         **settings: Handed to each check, such as `device="cuda"` for kernels.
     """
     import pytest

@@ -67,7 +67,8 @@ def title(subject: Subject) -> str:
     """'RoPE', or 'RoPE(base=100)' where the subject is a partial."""
     if not isinstance(subject, partial):
         return str(getattr(subject, "__name__", subject))
-    return f"{title(subject.func)}({', '.join(f'{key}={value}' for key, value in subject.keywords.items())})"
+    told = {key: title(value) if callable(value) else value for key, value in subject.keywords.items()}
+    return f"{title(subject.func)}({', '.join(f'{key}={value}' for key, value in told.items())})"
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, sentence: str) -> None:

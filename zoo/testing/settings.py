@@ -12,23 +12,26 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from zoo.errors import ZooError
+from zoo.position import Extension
 from zoo.testing.probe import GEOMETRY, GRID, Skip, Subject, check, kind, line, title, trunk, weights
 from zoo.vit import grid
 
 
 @check
 def keywords(subject: Subject) -> None:
-    """Arguments beyond the geometry are keywords with defaults, and the docstring describes each."""
+    """Arguments beyond the first, the geometry, are keywords with defaults, and the docstring describes each."""
     own, first = arguments(subject), next(iter(inspect.signature(kind(subject)).parameters.values()), None)
-    name = kind(subject).__name__
-    assert first is not None, f"{name}.__init__ takes no geometry."
+    name, extension = kind(subject).__name__, issubclass(kind(subject), Extension)
+    what = "series" if extension else "geometry"
+    assert first is not None, f"{name}.__init__ takes no {what}."
     for argument in own:
         if argument.kind is argument.VAR_KEYWORD:
             continue
         assert argument.kind is argument.KEYWORD_ONLY, (
-            f"The argument {argument.name} of {name} must be keyword-only: put a * before it, after the geometry."
+            f"The argument {argument.name} of {name} must be keyword-only: put a * before it, after the {what}."
         )
-        assert argument.default is not argument.empty, (
+        needed = extension and argument.name == "factor"  # how far is for the user to say
+        assert needed or argument.default is not argument.empty, (
             f"The argument {argument.name} of {name} needs a default, so that the name alone is a recipe."
         )
         assert f"{argument.name}:" in (kind(subject).__doc__ or ""), (

@@ -7,6 +7,7 @@ cosine of the difference of their angles. As cosine and sine, that is a plain do
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, Rotation
-from zoo_positions.waves import Waves, angles
+from zoo.position import Encoding, Geometry, Rotation, Series, WaveExtension
+from zoo_positions.waves import Waves, angles, table
 
 
 @dataclass(eq=False, kw_only=True)
@@ -75,6 +76,7 @@ class PoPE(Waves):
             pass as they are, without softplus.
         phases: Start of the phases: zero, or uniform within [-2 pi, 0].
         per_layer: Phases of each layer's own; otherwise all layers share them, as in x-transformers.
+        extension: How it reads further than it was trained, a plugin such as Linear (default: not at all).
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class PoPE(Waves):
         fraction: float = 1.0,
         phases: Literal["zero", "uniform"] = "zero",
         per_layer: bool = True,
+        extension: Callable[[Series], WaveExtension] | None = None,
     ) -> None:
         if not 0 < fraction <= 1:
             raise ZooError(f"PoPE cannot give a fraction {fraction} of a head waves. Give more than 0 and at most 1.")
@@ -94,7 +97,8 @@ class PoPE(Waves):
                 f"PoPE cannot share {channels} channels of a head (fraction {fraction}, head_dim {geometry.head_dim}) "
                 f"out between {axes} axes: it needs a multiple of {axes}. Change head_dim or --model.position.fraction"
             )
-        super().__init__(geometry, base=base, width=2 * channels // axes)  # a wave a channel, where RoPE has one a pair
+        # a wave a channel, where RoPE has one a pair
+        super().__init__(geometry, base=base, width=2 * channels // axes, extension=extension)
         self.fraction, self.phases, self.per_layer = fraction, phases, per_layer
         self.phase = nn.Parameter(torch.empty(geometry.kv_heads, channels, dtype=torch.float32))
         self.reset_parameters()
@@ -116,12 +120,14 @@ class PoPE(Waves):
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
         at = functional.pad(queries, (0, 0, self.geometry.prefix, 0))
-        angle, kind = angles(at, self.frequencies, extent), self.frequencies.dtype
+        frequencies, factor = self.request(extent)
+        angle = angles(at, frequencies, extent)
         angle = angle[None, None] if angle.ndim == 2 else angle.unsqueeze(1)
         rotation = Polar(
-            angle.cos().to(kind),
-            angle.sin().to(kind),
-            self.frequencies,
+            table(angle.cos(), frequencies, factor),
+            table(angle.sin(), frequencies, factor),
+            frequencies,
+            factor,
             phase=self.phase.clamp(-2 * math.pi, 0.0).unsqueeze(1),
         )
         return Encoding(rotation=rotation)

@@ -6,12 +6,13 @@ waves included; here each pair keeps the wave that RoPE gives it, and the slow p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 
 from zoo.errors import ZooError
-from zoo.position import Geometry
+from zoo.position import Geometry, Series, WaveExtension
 from zoo_positions.rope.rope import RoPE
 
 
@@ -30,6 +31,8 @@ class pRoPE(RoPE):  # noqa: N801 - the paper's capitals
         base: As in RoPE; the wave that a pair has does not depend on the fraction.
         fraction: Part of the pairs that turn, those of the fastest waves.
         pairing: Pairs are channels (t, t + d/2) for "half" (Gemma), (2t, 2t + 1) for "interleaved".
+        extension: How it reads further than it was trained, a plugin such as Linear (default: not at all). It knows
+            all d / 2 waves and moves those that turn; its attention factor multiplies the pairs that stand still too.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class pRoPE(RoPE):  # noqa: N801 - the paper's capitals
         base: float = 10000.0,
         fraction: float = 0.75,
         pairing: Literal["half", "interleaved"] = "half",
+        extension: Callable[[Series], WaveExtension] | None = None,
     ) -> None:
         if not 0 <= fraction <= 1:
             raise ZooError(f"pRoPE cannot turn a fraction {fraction} of the pairs. Give at least 0 and at most 1.")
@@ -47,7 +51,7 @@ class pRoPE(RoPE):  # noqa: N801 - the paper's capitals
                 f"pRoPE turns whole pairs of channels, the same number for each of {geometry.axes} axes, so that "
                 f"head_dim is a multiple of {2 * geometry.axes}; here it is {geometry.head_dim}."
             )
-        super().__init__(geometry, base=base, pairing=pairing)
+        super().__init__(geometry, base=base, pairing=pairing, extension=extension)
         pairs = self.width // 2
         self.fraction, self.kept = fraction, int(fraction * self.width // 2)
         self.still = pairs - self.kept

@@ -6,13 +6,14 @@ the second half with the column, each over a full spectrum of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, Rotation
-from zoo_positions.waves import Waves, angles
+from zoo.position import Encoding, Geometry, Rotation, Series, WaveExtension
+from zoo_positions.waves import Waves, angles, table
 
 
 class RoPE(Waves):
@@ -30,6 +31,8 @@ class RoPE(Waves):
         base: The slowest pair turns once in nearly 2 pi base positions (RoPE-ViT takes 100 on grids).
         fraction: Part of the head's channels that is rotated, the leading ones; exponents are taken over these.
         pairing: Pairs are channels (t, t + r/2) for "half" (Llama, GPT-NeoX), (2t, 2t + 1) for "interleaved" (GPT-J).
+        extension: How it reads further than it was trained, a plugin such as YaRN (default: not at all). Its attention
+            factor multiplies cos and sin, and with them the rotated channels' part of the logits twice.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class RoPE(Waves):
         base: float = 10000.0,
         fraction: float = 1.0,
         pairing: Literal["half", "interleaved"] = "half",
+        extension: Callable[[Series], WaveExtension] | None = None,
     ) -> None:
         if not 0 < fraction <= 1:
             raise ZooError(f"RoPE cannot rotate a fraction {fraction} of a head. Give more than 0 and at most 1.")
@@ -49,7 +53,7 @@ class RoPE(Waves):
                 f"it turns whole pairs, the same number for each of {axes} axes, so a multiple of {2 * axes} channels. "
                 "Change head_dim or --model.position.fraction"
             )
-        super().__init__(geometry, base=base, width=rotated // axes)
+        super().__init__(geometry, base=base, width=rotated // axes, extension=extension)
         self.fraction, self.pairing = fraction, pairing
 
     def forward(
@@ -60,13 +64,15 @@ class RoPE(Waves):
         hidden: Tensor | None = None,
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
-        angle = angles(queries, self.frequencies, extent)
+        frequencies, factor = self.request(extent)
+        angle = angles(queries, frequencies, extent)
         angle = angle[None, None] if angle.ndim == 2 else angle.unsqueeze(1)
-        kind = self.frequencies.dtype
         rotation = Rotation(
-            angle.cos().to(kind),
-            angle.sin().to(kind),
-            self.frequencies,
+            table(angle.cos(), frequencies, factor),
+            table(angle.sin(), frequencies, factor),
+            frequencies,
+            factor,
+            isometric=factor == 1,
             interleaved=self.pairing == "interleaved",
             prefix=self.geometry.prefix,
         )
