@@ -196,6 +196,9 @@ class Task(LightningModule):
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is not None and not isinstance(tokenizer, str):
             about["tokenizer"] = tokenizer.describe()
+        digest = getattr(getattr(self.trainer, "datamodule", None), "digest", None)
+        if isinstance(digest, str):  # so that a measurement knows whether what it takes for held out is
+            about["corpus"] = digest
         checkpoint["zoo"] = about
         checkpoint["generators"] = {
             "torch": torch.get_rng_state(),

@@ -311,3 +311,25 @@ def test_help_names_every_measure(capsys):
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert all(name in said for name in MEASURES)
+
+
+def test_an_extension_is_named_with_its_encoding(tmp_path, files):
+    extension = {"class_path": "YaRN", "init_args": {"factor": 4.0}}
+    plain = saved(tmp_path / "plain")
+    about = checkpoints.read(plain).about
+    about["network"]["init_args"]["position"]["init_args"] = {"extension": extension}
+    folder.write(tmp_path / "longer", about, checkpoints.read(plain).weights, "A card.")
+    found = Evaluation([str(tmp_path / "longer"), plain], lengths=(32,), measures="perplexity", files=[files])
+    assert [each["position"] for each in found.document["checkpoints"]] == ["RoPE + YaRN x 4", "RoPE"]
+    first, second = (result["value"]["nats"] for result in found.run())
+    assert first != second
+
+
+def test_text_that_is_not_what_was_trained_on_is_named(files):
+    data = {"class_path": "zoo.data.Text", "init_args": {"files": files, "test": 0.3}}
+    same = texts.held_out({"asked": {"data": data}, "corpus": texts.Text(files=files).digest})
+    assert same.origin.startswith("held-out documents of")
+    assert texts.held_out({"asked": {"data": data}}).origin == same.origin  # from before digests were kept
+    other = texts.held_out({"asked": {"data": data}, "corpus": "another"})
+    assert "not the text that it was trained on" in other.origin
+    assert other.texts == same.texts

@@ -123,6 +123,11 @@ class Text(L.LightningDataModule):
         return self.size if self._tokenizer is None and self.given == "bpe" else self.tokenizer.vocabulary
 
     @property
+    def digest(self) -> str:
+        """The same for the same corpus."""
+        return self._corpus.digest
+
+    @property
     def summary(self) -> str:
         """One line about the data, for a card."""
         return f"Text: {self._corpus.origin}, digest {self._corpus.digest}; tokenizer {self.tokenizer.name}."

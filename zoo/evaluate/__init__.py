@@ -169,6 +169,9 @@ def described(checkpoint: checkpoints.Checkpoint, subject: Reader | Viewer) -> d
     model, tokenizer = subject.model, getattr(subject, "tokenizer", None)
     arguments = checkpoint.about["network"]["init_args"]
     slots = {slot: arguments[slot]["class_path"] for slot in checkpoints.SLOTS}
+    if extension := arguments["position"].get("init_args", {}).get("extension"):
+        factor = extension.get("init_args", {}).get("factor")
+        slots["position"] += f" + {extension['class_path']}" + (f" x {factor:g}" if factor else "")
     return {
         "name": subject.name,
         "path": str(checkpoint.path),
