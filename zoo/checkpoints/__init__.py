@@ -5,9 +5,7 @@ Reading never runs pickled code, and never leaves half a file behind.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from zoo.checkpoints import folder, lightning
 from zoo.checkpoints.description import FORMAT, NESTED, SLOTS, Checkpoint, build, callable_of, describe, fill, owners
@@ -22,11 +20,8 @@ def read(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise ZooError(f"There is no checkpoint at {path}.")
     found = folder.read(path) if path.is_dir() else lightning.read(path)
-    known(found.about, path)
+    if found.about.get("format", 0) > FORMAT:
+        raise ZooError(
+            f"{path} was written by a newer zoo (format {found.about['format']}). Try:  pip install -U positionzoo"
+        )
     return found
-
-
-def known(about: Mapping[str, Any], path: Path) -> None:
-    """Raise ZooError for a description of a format to come."""
-    if (form := about.get("format", 0)) > FORMAT:
-        raise ZooError(f"{path} was written by a newer zoo (format {form}). Try:  pip install -U positionzoo")

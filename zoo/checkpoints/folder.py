@@ -40,13 +40,11 @@ def said(path: Path) -> dict[str, Any]:
     if missing:
         raise ZooError(f"{path} is not a zoo checkpoint folder: {' and '.join(missing)} missing.")
     try:
-        about = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        about = dict(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
         if (path / TOKENIZER).is_file():
             about["tokenizer"] = json.loads((path / TOKENIZER).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise damaged(path, error) from None
-    if not isinstance(about, dict):
-        raise ZooError(f"{path} is damaged: its {CONFIG} describes nothing.")
     return about
 
 

@@ -71,8 +71,8 @@ def expected(told: dict[str, Any]) -> str:
             "perplexity; for those the parent is the safer choice."
         )
     return (
-        f"{near}\nThe weights have seen no longer ones. Without fine-tuning, a perplexity that stays level says that the model is "
-        "not confused\nby them, not that it makes use of them: `zoo evaluate --measures gain` tells which."
+        f"{near}\nThe weights have seen no longer ones. Without fine-tuning, a perplexity that stays level says that\n"
+        "the model is not confused by them, not that it makes use of them: `zoo evaluate --measures gain` tells which."
     )
 
 
