@@ -25,6 +25,7 @@ TRAINER = {
 }
 OWN = {
     "evaluate": "how far checkpoints really read: perplexity by length and position, passkey, needles, RULER",
+    "extend": "a checkpoint that reads further, from a trained one",
     "analyze": "why: spectra, bias curves and heads of a checkpoint, as pictures and numbers",
     "generate": "sample text from a checkpoint",
     "plugins": "what is installed, from where, and what goes with what",
@@ -82,6 +83,7 @@ def run(argv: list[str]) -> None:
     elif verb in OWN:
         actions: dict[str, Callable[[list[str]], None]] = {
             "evaluate": evaluate,
+            "extend": extend,
             "analyze": analyze,
             "generate": generate,
             "plugins": show,
@@ -97,6 +99,13 @@ def run(argv: list[str]) -> None:
 def evaluate(argv: list[str]) -> None:
     """`zoo evaluate CKPT...`."""
     from zoo.evaluate import command
+
+    command.main(argv)
+
+
+def extend(argv: list[str]) -> None:
+    """`zoo extend CKPT --to LENGTH`."""
+    from zoo.extend import command
 
     command.main(argv)
 
@@ -138,11 +147,8 @@ def generate(argv: list[str]) -> None:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     ids = tokenizer.encode(prompt)
     total = len(ids) + options.tokens
-    if len(ids) <= model.length < total:
-        print(
-            f"zoo: {total} tokens exceed the trained length {model.length}; what follows is extrapolated",
-            file=sys.stderr,
-        )
+    if len(ids) <= model.reach < total:
+        print(f"zoo: {total} tokens exceed the model's {model.reach}; what follows is extrapolated", file=sys.stderr)
     new: list[int] = []
     shown = ""
     tokens = torch.tensor([ids], dtype=torch.long, device=device)

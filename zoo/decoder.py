@@ -25,6 +25,7 @@ class Decoder(nn.Module):
     Args:
         vocabulary: Number of token ids.
         length: Tokens of a sequence at first training; it never changes afterwards.
+        reach: Tokens that it has been made to read since, as by an extension (default: its length).
         tied: One matrix embeds tokens and reads them out.
         head_bias: A bias on the read-out.
         window: A token sees only this many tokens back, itself included (default: all).
@@ -37,6 +38,7 @@ class Decoder(nn.Module):
         *,
         vocabulary: int,
         length: int = 1024,
+        reach: int | None = None,
         tied: bool = True,
         head_bias: bool = False,
         window: int | None = None,
@@ -44,6 +46,8 @@ class Decoder(nn.Module):
         **trunk: Any,
     ) -> None:
         super().__init__()
+        if reach is not None and reach < length:
+            raise ZooError(f"A model reads what it was trained on, {length} tokens, and a reach of {reach} is less.")
         if window is not None and window < 1:
             raise ZooError(f"A window holds at least the token itself: 1 or more, and got {window}.")
         if sinks < 0 or (sinks and window is None):
@@ -53,7 +57,7 @@ class Decoder(nn.Module):
             )
         self.trunk = Trunk(length=(length,), prefix=0, causal=True, **trunk)
         dim, std = self.trunk.geometry.dim, trunk.get("std", 0.02)
-        self.length, self.window, self.sinks = length, window, sinks
+        self.length, self.reach, self.window, self.sinks = length, reach or length, window, sinks
         self.embedding = nn.Embedding(vocabulary, dim)
         nn.init.normal_(self.embedding.weight, std=std)
         self.head = Linear(dim, vocabulary, bias=head_bias)

@@ -47,7 +47,7 @@ def stream(
 
     Args:
         model: The decoder.
-        prompt: Ids [batch, tokens], at least one and no more than the model's length.
+        prompt: Ids [batch, tokens], at least one and no more than the model's reach.
         tokens: How many to add at most; fewer if every row has reached `end`.
         temperature: 0 is greedy.
         top_p: Probability mass to draw from, above 0 and at most 1.
@@ -57,9 +57,11 @@ def stream(
     """
     if prompt.shape[1] < 1:
         raise ZooError("The prompt is empty; generation needs at least one token to start from.")
-    if prompt.shape[1] > model.length:
+    if prompt.shape[1] > model.reach:
+        extended = f" and extended to {model.reach}" if model.reach > model.length else ""
         raise ZooError(
-            f"The prompt has {prompt.shape[1]} tokens, and the model was trained on {model.length}. Shorten it."
+            f"The prompt has {prompt.shape[1]} tokens, and the model was trained on {model.length}{extended}. Shorten "
+            "it, or have the model read further:  zoo extend CKPT"
         )
     if not 1 <= tokens <= MOST or not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
         raise ZooError(

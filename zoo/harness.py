@@ -54,8 +54,9 @@ class Zoo(TemplateLM):
 
     Args:
         checkpoint: A .ckpt file or a checkpoint's folder.
-        max_length: Tokens that are read at most (default: the length of first training). A model may read further than
-            it was trained; whether this one does is for you to say, and for `zoo evaluate` to show.
+        max_length: Tokens that are read at most (default: the length of first training, or what an extension has
+            made of it). A model may read further; whether this one does is for you to say, and for `zoo evaluate` to
+            show.
         device: Where it runs.
         batch_size: Requests that are read together; auto takes as many as make 8192 tokens.
         max_batch_size: The most that auto takes.
@@ -86,7 +87,7 @@ class Zoo(TemplateLM):
         auto = str(batch_size).startswith("auto")
         self.batch = None if auto else whole("batch_size", batch_size)
         self.most = whole("max_batch_size", max_batch_size) if auto and max_batch_size is not None else TOKENS
-        self.max_length = self.reader.length if max_length is None else whole("max_length", max_length)
+        self.max_length = self.reader.model.reach if max_length is None else whole("max_length", max_length)
         if reason := self.reader.refusal(self.max_length):
             raise ZooError(f"max_length={self.max_length} is more than the model can read. {reason}")
 

@@ -24,19 +24,33 @@ CONFIG, WEIGHTS, TOKENIZER, CARD = "config.yaml", "model.safetensors", "tokenize
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint of a folder."""
+    about = said(path)
+    try:
+        weights = load_file(path / WEIGHTS)
+        for same, name in about.pop("tied", {}).items():
+            weights[same] = weights[name]
+    except (SafetensorError, KeyError) as error:
+        raise damaged(path, error) from None
+    return Checkpoint(path, about, weights)
+
+
+def said(path: Path) -> dict[str, Any]:
+    """The description of a folder, and under "tied" which weights it holds once for two names; reads no weights."""
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if missing:
         raise ZooError(f"{path} is not a zoo checkpoint folder: {' and '.join(missing)} missing.")
     try:
-        about = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        weights = load_file(path / WEIGHTS)
+        about = dict(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
         if (path / TOKENIZER).is_file():
             about["tokenizer"] = json.loads((path / TOKENIZER).read_text(encoding="utf-8"))
-        for same, name in about.pop("tied", {}).items():
-            weights[same] = weights[name]
-    except (yaml.YAMLError, json.JSONDecodeError, SafetensorError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ZooError(f"{path} is damaged: {type(error).__name__}: {str(error).splitlines()[0][:160]}.") from None
-    return Checkpoint(path, about, weights)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise damaged(path, error) from None
+    return about
+
+
+def damaged(path: Path, error: Exception) -> ZooError:
+    """What is said of a folder that cannot be read."""
+    return ZooError(f"{path} is damaged: {type(error).__name__}: {str(error).splitlines()[0][:160]}.")
 
 
 def write(path: str | Path, about: Mapping[str, Any], weights: Mapping[str, Tensor], card: str) -> None:

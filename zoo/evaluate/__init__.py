@@ -37,8 +37,8 @@ class Evaluation:
 
     Args:
         paths: Checkpoints, all of language models or all of vision transformers.
-        lengths: In tokens, or for images the sides in pixels (default: 1, 2, 4 and 8 times the trained one; for images
-            1/2, 1, 1.5 and 2 times).
+        lengths: In tokens, or for images the sides in pixels (default: 1, 2, 4 and 8 times the trained one, and on to
+            the reach of an extended one; for images 1/2, 1, 1.5 and 2 times).
         measures: Comma between them (default: the standard ones).
         files: Texts, or one folder of images (default: what the first checkpoint's data set aside for testing).
         documents: Documents whose losses are measured, at most.
@@ -82,7 +82,8 @@ class Evaluation:
             about.append(described(each, subject))
         trained = [each["trained"] for each in about]
         steps = (0.5, 1, 1.5, 2) if self.images else (1, 2, 4, 8)
-        lengths = lengths or tuple(sorted({int(step * max(trained)) for step in steps}))
+        usual = {int(step * max(trained)) for step in steps}
+        lengths = lengths or tuple(sorted(usual | beyond(max(usual), [each.get("reach", 0) for each in about])))
         if min(lengths) < 2:
             raise ZooError(f"Lengths are 2 or more, and got {min(lengths)}.")
         self.setting = replace(setting, lengths=lengths)
@@ -164,6 +165,14 @@ class Evaluation:
         return None if not reasons or None in reasons else f"Nothing could be measured. {reasons[0]}"
 
 
+def beyond(length: int, reaches: list[int]) -> set[int]:
+    """The reaches of extended models that end a list of lengths, and its doubles on the way to the furthest."""
+    found = {reach for reach in reaches if reach > length}
+    while found and 2 * length < max(found):
+        found.add(length := 2 * length)
+    return found
+
+
 def described(checkpoint: checkpoints.Checkpoint, subject: Reader | Viewer) -> dict[str, Any]:
     """What the results say of a checkpoint."""
     model, tokenizer = subject.model, getattr(subject, "tokenizer", None)
@@ -180,6 +189,7 @@ def described(checkpoint: checkpoints.Checkpoint, subject: Reader | Viewer) -> d
         **slots,
         **({"tokenizer": f"{tokenizer.vocabulary} tokens, {tokenizer.digest[:8]}"} if tokenizer else {}),
         "trained": model.length if isinstance(model, Decoder) else max(arguments["size"]),
+        **({"reach": model.reach} if isinstance(model, Decoder) and model.reach > model.length else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": checkpoint.about.get("trained", {}).get("steps"),
     }

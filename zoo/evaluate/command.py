@@ -36,7 +36,7 @@ def parser() -> Arguments:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("checkpoints", metavar="CKPT", nargs="+", help="a .ckpt file or a folder")
-    found.add_argument("--lengths", help="512,1k,2k,... (default: 1, 2, 4 and 8 times the trained length)")
+    found.add_argument("--lengths", help="512,1k,2k,... (default: 1, 2, 4, 8 times that of training, and to the reach)")
     found.add_argument("--measures", help="comma between them (default: the standard ones below)")
     found.add_argument(
         "--files", nargs="+", help="texts, folders or globs (default: what the first checkpoint held out)"

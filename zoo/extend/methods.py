@@ -1,0 +1,140 @@
+"""Which extensions an encoding owns, and a method's arguments as they are written on a command line.
+
+A method is a name, or two with a plus between them where one works upon another: Resonance+YaRN. Its factor is never
+an argument, since it follows from the lengths; a dynamic method whose factor has a default keeps that, because such a
+one chooses by the request how far it stretches.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from zoo import plugins
+from zoo.errors import ZooError, listing, near
+from zoo.matrix import taken
+
+GROUP = "zoo.extensions"
+USUAL = "YaRN"
+"""The method where none is named, and what a method works upon where none is named: few lose less without training."""
+
+
+def owned(encoding: str) -> list[str]:
+    """The extensions that an encoding takes; a sentence where it takes none."""
+    kinds = taken(plugins.load("zoo.positions", encoding))
+    found = [name for name, each in plugins.classes(GROUP).items() if kinds and issubclass(each, kinds)]
+    if not found:
+        able = [name for name, each in plugins.classes("zoo.positions").items() if taken(each)]
+        raise ZooError(f"The encoding {encoding} takes no extension. Encodings that do: {listing(able)}.")
+    return found
+
+
+def node(
+    method: str, encoding: str, factor: float, own: Mapping[str, str], more: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The description of an extension.
+
+    Args:
+        method: A name, or two with a plus between them.
+        encoding: Whose extension it is to be.
+        factor: Target over the length of first training.
+        own: The method's own arguments, as written.
+        more: Others, likewise.
+    """
+    own = {**own, **(more or {})}
+    mine = owned(encoding)
+    words = [word.strip() for word in method.split("+")]
+    for word in words:
+        if word not in mine:
+            plugins.find(GROUP, word)
+            raise ZooError(f"{word} does not extend {encoding}. What does: {listing(mine)}.")
+    kinds = [plugins.load(GROUP, word) for word in words]
+    if "extension" in known(kinds[-1]):
+        words, kinds = [*words, USUAL], [*kinds, plugins.load(GROUP, USUAL)]
+    for word, kind in zip(words[:-1], kinds[:-1], strict=True):
+        if "extension" not in known(kind):
+            raise ZooError(f"{word} works upon no other extension. Try:  --method {words[-1]}")
+    found: dict[str, Any] = {}
+    left = dict(own)
+    for word, kind in reversed(list(zip(words, kinds, strict=True))):
+        arguments: dict[str, Any] = {}
+        hints, parameters = get_type_hints(kind.__init__), known(kind)
+        if stretched(kind):
+            arguments["factor"] = factor
+        for name in [name for name in left if name in parameters and name not in ("factor", "extension")]:
+            arguments[name] = valued(word, name, left.pop(name), hints.get(name))
+        if "factor" in left and "factor" in parameters and not stretched(kind):
+            arguments["factor"] = valued(word, "factor", left.pop("factor"), hints.get("factor"))
+        if found:
+            arguments["extension"] = found
+        found = {"class_path": word, "init_args": arguments}
+    if "factor" in left:
+        raise ZooError(f"{method}'s factor follows from --to and the length of first training: here it is {factor:g}.")
+    if left:
+        names = [name for kind in kinds for name in known(kind) if name not in ("factor", "extension")]
+        word = next(iter(left))
+        guess = near(word, names)
+        hint = f" Did you mean {' or '.join(guess)}?" if guess else ""
+        raise ZooError(f"{method} takes no argument {word}.{hint} It takes: {listing(names)}.")
+    return found
+
+
+def known(kind: Any) -> dict[str, inspect.Parameter]:
+    """The keywords of an extension."""
+    parameters = inspect.signature(kind).parameters
+    return {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+
+
+def stretched(kind: Any) -> bool:
+    """Whether its factor follows from the lengths."""
+    factor = known(kind).get("factor")
+    return factor is not None and not (kind.dynamic and factor.default is not factor.empty)
+
+
+def valued(method: str, name: str, word: str, hint: Any) -> Any:
+    """An argument of the type that the method annotates."""
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        value = word
+    value = [number(each) for each in value] if isinstance(value, list) else number(value)
+    if hint is not None and not fits(value, hint):
+        raise ZooError(f"{method}'s {name} is {spoken(hint)}, and got {word!r}.")
+    return value
+
+
+def number(value: Any) -> Any:
+    """1e6 is a number too, which YAML takes for a word."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as arguments of extensions have such."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is list:
+        return isinstance(value, list) and all(fits(each, get_args(hint)[0]) for each in value)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return hint is Any or value is None if hint in (Any, type(None)) else isinstance(value, hint)
+
+
+def spoken(hint: Any) -> str:
+    """A type in words."""
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", type(None): "null"}
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(spoken(part) for part in parts)
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    return f"a list, each {spoken(parts[0])}" if origin is list else words.get(hint, str(hint))

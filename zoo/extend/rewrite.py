@@ -1,0 +1,173 @@
+"""What becomes of a checkpoint's description: the extension of its encoding, its reach, and where it comes from.
+
+The description keeps the length and the base of first training and the whole chain of extensions, each with the
+fingerprint of the weights that it was made from. A checkpoint whose encoding is extended and that cannot say from what
+is refused, since to scale it again would scale it twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+import zoo
+from zoo import checkpoints, plugins
+from zoo.decoder import Decoder
+from zoo.errors import ZooError
+from zoo.extend.methods import node
+from zoo.extend.source import Source
+from zoo.generate import MOST
+from zoo.lengths import short
+
+
+@dataclass
+class Plan:
+    """An extension that is known to fit.
+
+    Args:
+        source: The checkpoint that is extended.
+        about: The description of the one that comes of it.
+        before: The network as it was first trained, without memory for its weights.
+        after: The network that it becomes, likewise.
+    """
+
+    source: Source
+    about: dict[str, Any]
+    before: Decoder = field(repr=False)
+    after: Decoder = field(repr=False)
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """The last entry of the chain."""
+        return self.about["extended"]["chain"][-1]
+
+
+def plan(
+    source: Source, to: int, method: str, own: Mapping[str, str] | None = None, trained: int | None = None
+) -> Plan:
+    """Rewrite a checkpoint's description, or say why not.
+
+    Args:
+        source: The checkpoint.
+        to: Tokens that it is to read.
+        method: Its name.
+        own: The method's own arguments, as they are written on a command line.
+        trained: Length of first training, where the checkpoint does not tell.
+    """
+    network = described(source)
+    arguments = network["init_args"]
+    position = arguments["position"]
+    past = source.about.get("extended")
+    length, reach = origin(source, position, past, trained)
+    if to <= reach:
+        made = "was trained on" if reach == length else "has been extended to"
+        raise ZooError(
+            f"{source.path} {made} {reach} tokens already, and --to {to} is not more.   Try:  --to {short(2 * reach)}"
+        )
+    if to > MOST:
+        raise ZooError(
+            f"Positions are float32, which tells {short(MOST)} of them apart, and --to {to} is more.   "
+            f"Try:  --to {short(MOST)}"
+        )
+    name = position["class_path"]
+    extension = node(method, name, to / length, own or {})
+    arguments |= {"length": length, "reach": None}
+    position["init_args"].pop("extension", None)
+    before = built(source, network)
+    arguments["reach"] = to
+    position["init_args"]["extension"] = extension
+    after = built(source, network)
+    base = inspect.signature(plugins.load("zoo.positions", name)).parameters.get("base")
+    step = {
+        "method": method,
+        "arguments": copy.deepcopy(extension["init_args"]),
+        "from": reach,
+        "to": to,
+        "factor": to / length,
+        "zoo": zoo.__version__,
+        "parent": source.fingerprint,
+        "steps": (source.about.get("trained") or {}).get("steps"),
+    }
+    about = {key: value for key, value in copy.deepcopy(source.about).items() if key != "extended"}
+    about |= {"zoo": zoo.__version__, "network": network, "plugins": checkpoints.owners(network)}
+    about["extended"] = {
+        "length": length,
+        "base": position["init_args"].get("base", base.default if base else None),
+        "chain": [*(past["chain"] if past else []), step],
+    }
+    asked = (about.get("asked") or {}).get("model")
+    if asked:  # what a Trainer's verb builds the model from
+        told = asked.setdefault("init_args", {})
+        told |= {"length": length, "reach": to}
+        there = told.get("position")
+        there = there if isinstance(there, dict) else {"class_path": there or name}
+        there["init_args"] = {**(there.get("init_args") or {}), "extension": copy.deepcopy(extension)}
+        told["position"] = there
+    return Plan(source, about, before, after)
+
+
+def described(source: Source) -> dict[str, Any]:
+    """A copy of the network's description, which is one of a language model with an encoding."""
+    network = copy.deepcopy(source.about.get("network"))
+    kind = network.get("class_path") if isinstance(network, dict) else None
+    if kind == "zoo.vit.ViT":
+        raise ZooError(f"{source.path} is a vision transformer, and zoo extend serves language models.")
+    try:
+        position = network["init_args"].setdefault("position", {"class_path": "RoPE"})  # type: ignore[index]
+        position["init_args"] = dict(position.get("init_args") or {})
+        position["class_path"], network["init_args"]["length"] / 1  # type: ignore[index]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ZooError(f"{source.path} is damaged: it does not describe a network ({error}).") from None
+    return cast(dict[str, Any], network)
+
+
+def origin(
+    source: Source, position: Mapping[str, Any], past: Mapping[str, Any] | None, given: int | None
+) -> tuple[int, int]:
+    """Tokens of first training, and how many are read by now."""
+    arguments = source.about["network"]["init_args"]
+    extension = position["init_args"].get("extension")
+    if past:
+        try:
+            length, reach = int(past["length"]), int(past["chain"][-1]["to"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ZooError(f"{source.path} is damaged: it does not say what it was extended from ({error}).") from None
+        if given not in (None, length):
+            raise ZooError(f"{source.path} says that it was first trained on {length} tokens, and --from says {given}.")
+        return length, reach
+    if extension and given is None:
+        raise ZooError(
+            f"{source.path} has the extension {extension.get('class_path')} and does not say what it was extended "
+            "from; to scale it again might scale it twice. If you know on how many tokens it was first trained, "
+            f"without any extension, say so:  --from {arguments['length']}"
+        )
+    length = given or arguments["length"]
+    return length, max(length, arguments.get("reach") or 0)
+
+
+def built(source: Source, network: Mapping[str, Any]) -> Decoder:
+    """The network, which the checkpoint's weights fit, without memory for them."""
+    try:
+        with torch.device("meta"):
+            model = checkpoints.build(network)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ZooError(f"{source.path} is damaged: it does not describe a network ({error}).") from None
+    except ZooError as error:
+        raise ZooError(flagged(str(error))) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is copied to where there is no memory
+        checkpoints.fill(model, source.shapes, source.path)
+    return cast(Decoder, model.eval())
+
+
+def flagged(message: str) -> str:
+    """A refusal in the words of this verb: the extension's arguments are its own."""
+    for path in ("--model.position.extension.extension.", "--model.position.extension."):
+        message = message.replace(path, "--")
+    return message.replace("--model.position.extension ", "--method ")

@@ -1,0 +1,163 @@
+"""Writing an extended checkpoint: whole or not at all, and its weights by a link where the file system has one.
+
+Everything is made under a hidden name beside the target, flushed to the disk and renamed. What stood there before is
+moved aside only then, and removed when the new one is in its place. A hard link shares the parent's bytes; nothing here
+ever writes into a file of weights that exists, so neither harms the other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+
+from zoo import checkpoints
+from zoo.checkpoints import folder, lightning
+from zoo.errors import ZooError
+from zoo.extend.rewrite import Plan
+from zoo.lengths import short
+
+SUFFIX = ".ckpt"
+CLONE = 0x40049409
+"""The ioctl that makes a file of another's blocks, where the file system can (FICLONE)."""
+KEPT = ("epoch", "global_step", "pytorch-lightning_version")
+"""What stays of a Lightning checkpoint beside the weights and the description; no state of an optimizer."""
+
+
+def usual(plan: Plan) -> Path:
+    """The name of the result where none is given: beside the source, with the length at the end."""
+    path, step = Path(os.path.abspath(plan.source.path)), plan.step
+    stem = path.name.removesuffix(SUFFIX)
+    if len(plan.about["extended"]["chain"]) > 1:
+        stem = stem.removesuffix(f"-{short(step['from'])}")
+    return path.with_name(f"{stem}-{short(step['to'])}{SUFFIX * path.name.endswith(SUFFIX)}")
+
+
+def free(out: Path, source: Path, overwrite: bool) -> None:
+    """Raise ZooError where the result may not stand."""
+    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+        raise ZooError(f"{out} is the checkpoint that is extended, or inside it.   Try:  --out another path")
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not overwrite:
+        raise ZooError(f"{out} exists.   Try:  --overwrite, or --out another path")
+    single = out.name.endswith(SUFFIX)
+    if single != out.is_file() or not (single or (out / folder.CONFIG).is_file()):
+        raise ZooError(f"{out} is no checkpoint{' file' * single}, and --overwrite replaces those only.")
+
+
+def write(plan: Plan, out: Path, card: Callable[[str], str]) -> str:
+    """Write the result, and say how its weights came there: hard link, reflink, copy or conversion.
+
+    Args:
+        plan: What to write.
+        out: Where: a Lightning checkpoint if it ends in .ckpt, else a folder.
+        card: Makes the README of a folder of how the weights came.
+    """
+    with whole(out) as beside:
+        if out.name.endswith(SUFFIX):
+            lightning.save(training(plan), beside)
+            return "conversion"
+        beside.mkdir()
+        source = plan.source.path
+        if source.is_dir():
+            how = clone(source / folder.WEIGHTS, beside / folder.WEIGHTS)
+            about = dict(plan.about) | ({"tied": plan.source.tied} if plan.source.tied else {})
+            tokenizer = about.pop("tokenizer", None)
+            if tokenizer is not None:
+                (beside / folder.TOKENIZER).write_text(json.dumps(tokenizer), encoding="utf-8")
+            text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
+            (beside / folder.CONFIG).write_text(text, encoding="utf-8")
+            (beside / folder.CARD).write_text(card(how), encoding="utf-8")
+            return how
+        folder.write(beside, plan.about, checkpoints.read(source).weights, card("conversion"))
+        return "conversion"
+
+
+def training(plan: Plan) -> dict[str, Any]:
+    """The content of a Lightning checkpoint that says nothing of an optimizer."""
+    source = plan.source.path
+    if source.is_dir():
+        trained = plan.about.get("trained") or {}
+        content: dict[str, Any] = {
+            "epoch": trained.get("epochs", 0),
+            "global_step": trained.get("steps", 0),
+            "pytorch-lightning_version": version("lightning"),
+        }
+    else:
+        content = {key: value for key, value in lightning.load(source).items() if key in KEPT}
+    weights = checkpoints.read(source).weights
+    content["state_dict"] = {f"{lightning.PREFIX}{name}": weight for name, weight in weights.items()}
+    return content | {"zoo": plan.about}
+
+
+def clone(source: Path, target: Path) -> str:
+    """The same bytes under another name, by the cheapest way that the file system has."""
+    source = source.resolve()
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        with source.open("rb") as old, target.open("wb") as new:
+            try:
+                fcntl.ioctl(new.fileno(), CLONE, old.fileno())
+                return "reflink"
+            except OSError:
+                pass
+        shutil.copyfile(source, target)
+        return "copy"
+    return "hard link"
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A name beside `out` for what is written; it takes its place when all is on the disk, and else is removed."""
+    target = Path(os.path.realpath(out))
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        for path in [*beside.iterdir(), beside] if beside.is_dir() else [beside]:
+            flush(path)
+        replace(beside, target)
+        flush(target.parent)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise ZooError(f"{out} was not written: {reason}. What was there before is as it was.") from error
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def replace(new: Path, target: Path) -> None:
+    """Rename; a folder that stands there is moved aside before, and put back should that fail."""
+    if not target.is_dir():
+        os.replace(new, target)
+        return
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
