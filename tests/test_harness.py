@@ -249,6 +249,11 @@ def test_generation_stops(place: Path, network: Decoder) -> None:
         model.apply_chat_template([])
 
 
+def test_an_extended_model_reads_to_its_reach(tmp_path: Path) -> None:
+    model = harness.Zoo(checkpoint=str(store(tmp_path / "long", reach=256)))
+    assert (model.max_length, model.get_model_info()["trained_length"]) == (256, 64)
+
+
 def test_nothing_is_cut(place: Path, network: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     model = harness.Zoo(checkpoint=str(place))
     assert model.max_length == 64

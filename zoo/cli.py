@@ -148,13 +148,13 @@ def generate(argv: list[str]) -> None:
     ids = tokenizer.encode(prompt)
     total = len(ids) + options.tokens
     if len(ids) <= model.reach < total:
-        print(f"zoo: {total} tokens exceed the model's {model.reach}; what follows is extrapolated", file=sys.stderr)
+        what = "reach" if model.reach > model.length else "trained length"
+        print(f"zoo: {total} tokens exceed the {what} {model.reach}; what follows is extrapolated", file=sys.stderr)
     new: list[int] = []
     shown = ""
-    tokens = torch.tensor([ids], dtype=torch.long, device=device)
     for step in stream(
         model.to(device),
-        tokens,
+        torch.tensor([ids], dtype=torch.long, device=device),
         options.tokens,
         temperature=options.temperature,
         top_p=options.top_p,

@@ -58,10 +58,9 @@ def stream(
     if prompt.shape[1] < 1:
         raise ZooError("The prompt is empty; generation needs at least one token to start from.")
     if prompt.shape[1] > model.reach:
-        extended = f" and extended to {model.reach}" if model.reach > model.length else ""
         raise ZooError(
-            f"The prompt has {prompt.shape[1]} tokens, and the model was trained on {model.length}{extended}. Shorten "
-            "it, or have the model read further:  zoo extend CKPT"
+            f"The prompt has {prompt.shape[1]} tokens, and the model was trained on {model.length}"
+            f"{f' and extended to {model.reach}' * (model.reach > model.length)}. Shorten it, or try:  zoo extend CKPT"
         )
     if not 1 <= tokens <= MOST or not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
         raise ZooError(

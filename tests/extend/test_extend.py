@@ -389,7 +389,7 @@ def test_generation_goes_as_far_as_the_reach(parent, tmp_path, capsys):
     assert shown.out.startswith(prompt)
     assert "extrapolated" not in shown.err
     cli.run(["generate", str(tmp_path / "tiny-64"), "--prompt", prompt, "--tokens=40", "--temperature=0"])
-    assert "exceed the model's 64" in capsys.readouterr().err
+    assert "exceed the reach 64" in capsys.readouterr().err
     with pytest.raises(ZooError, match="trained on 16 and extended to 64"):
         cli.run(["generate", str(tmp_path / "tiny-64"), "--prompt", "a" * 65])
 
@@ -463,7 +463,36 @@ def test_evaluation_reads_on_to_the_reach(parent, tmp_path, texts):
 def test_lightning_is_not_imported(parent, tmp_path):
     probe = (
         f"import sys; from zoo import cli; cli.run(['extend', {str(parent)!r}, '--to', '64'])\n"
-        "print('lightning' in sys.modules, file=sys.stderr)"
+        "print('torch' in sys.modules, 'lightning' in sys.modules, 'torch._dynamo' in sys.modules, file=sys.stderr)"
     )
     told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert told.stderr.split()[-1] == "False"
+    assert told.stderr.split()[-3:] == ["True", "False", "False"]
+
+
+def test_the_trainers_verbs_take_the_result(tmp_path, texts, monkeypatch):
+    """They build the model from what was asked for in training, so that has the extension too."""
+
+    def zoo(*words):
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, words)])
+        cli.run(sys.argv[1:])
+
+    flags = [
+        f"--data.files={texts}", f"--data.cache={tmp_path / 'cache'}", "--data.workers=0", "--data.valid=0.3",
+        "--data.test=0.3", f"--trainer.default_root_dir={tmp_path / 'runs'}", "--trainer.accelerator=cpu",
+        "--trainer.limit_val_batches=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    ]  # fmt: skip
+    tiny = ["--model.length=16", "--model.dim=32", "--model.layers=1", "--model.heads=2", "--data.tokenizer=bytes",
+            "--data.batch=2", "--trainer.max_steps=1"]  # fmt: skip
+    zoo("fit", *tiny, *flags)
+    last = next((tmp_path / "runs").rglob("last.ckpt"))
+    extend(last, "--to", "64", "--method", "Resonance+YaRN", "--fast", "8")
+    child = last.with_name("last-64.ckpt")
+    zoo("validate", "--ckpt_path", child, *flags)
+    with pytest.raises(ZooError, match="has no optimizer state"):
+        zoo("fit", "--ckpt_path", child, *flags)
+    told = lightning.load(child)["zoo"]["asked"]["model"]["init_args"]
+    assert (told["length"], told["reach"]) == (16, 64)
+    inner = told["position"]["init_args"]["extension"]["init_args"]["extension"]["init_args"]
+    assert (inner["factor"], inner["fast"], inner["slow"]) == (4.0, 8, 1.0)
+    own = ["--model.position=RoPE", "--model.position.extension=YaRN", "--model.position.extension.factor=4"]
+    zoo("fit", *tiny, *flags, *own, "--model.reach=64", f"--model.weights={child}")

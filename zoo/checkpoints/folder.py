@@ -27,8 +27,7 @@ def read(path: Path) -> Checkpoint:
     about = said(path)
     try:
         weights = load_file(path / WEIGHTS)
-        for same, name in about.pop("tied", {}).items():
-            weights[same] = weights[name]
+        weights |= {same: weights[name] for same, name in about.pop("tied", {}).items()}
     except (SafetensorError, KeyError) as error:
         raise damaged(path, error) from None
     return Checkpoint(path, about, weights)

@@ -7,6 +7,7 @@ one chooses by the request how far it stretches.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import types
 from collections.abc import Mapping
@@ -81,6 +82,15 @@ def node(
         hint = f" Did you mean {' or '.join(guess)}?" if guess else ""
         raise ZooError(f"{method} takes no argument {word}.{hint} It takes: {listing(names)}.")
     return found
+
+
+def complete(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with all defaults, as a parser of recipes writes it."""
+    parameters = known(plugins.load(GROUP, node["class_path"]))
+    found = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+    for name, value in node["init_args"].items():
+        found[name] = complete(value) if name == "extension" and value else copy.deepcopy(value)
+    return {"class_path": node["class_path"], "init_args": found}
 
 
 def known(kind: Any) -> dict[str, inspect.Parameter]:

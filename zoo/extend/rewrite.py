@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import zoo
 from zoo import checkpoints, plugins
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
-from zoo.extend.methods import node
+from zoo.extend.methods import complete, node
 from zoo.extend.source import Source
 from zoo.generate import MOST
 from zoo.lengths import short
@@ -107,7 +109,7 @@ def plan(
         told |= {"length": length, "reach": to}
         there = told.get("position")
         there = there if isinstance(there, dict) else {"class_path": there or name}
-        there["init_args"] = {**(there.get("init_args") or {}), "extension": copy.deepcopy(extension)}
+        there["init_args"] = {**(there.get("init_args") or {}), "extension": complete(extension)}
         told["position"] = there
     return Plan(source, about, before, after)
 
@@ -151,10 +153,19 @@ def origin(
     return length, max(length, arguments.get("reach") or 0)
 
 
+class Unfilled(TorchFunctionMode):
+    """Draws no initial weights: on the meta device there are none, and torch would load its compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def built(source: Source, network: Mapping[str, Any]) -> Decoder:
     """The network, which the checkpoint's weights fit, without memory for them."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             model = checkpoints.build(network)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ZooError(f"{source.path} is damaged: it does not describe a network ({error}).") from None
