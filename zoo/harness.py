@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from zoo import checkpoints
+from zoo.arguments import place
 from zoo.errors import ZooError, listing
 from zoo.evaluate.reader import CHUNK, Reader
 
@@ -78,11 +79,7 @@ class Zoo(TemplateLM):
             raise ZooError(
                 f"The model zoo takes {wrong} among its arguments.   Try:  --model_args checkpoint=CKPT,max_length=1024"
             )
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError):
-            raise ZooError(f"There is no device {device} here.   Try:  --device cpu") from None
-        self.reader = Reader(checkpoints.read(checkpoint), "zoo", device)
+        self.reader = Reader(checkpoints.read(checkpoint), "zoo", place(device))
         self._device = self.reader.device
         auto = str(batch_size).startswith("auto")
         self.batch = None if auto else whole("batch_size", batch_size)
@@ -142,9 +139,9 @@ class Zoo(TemplateLM):
             for some in split(numbers, self.batch or max(1, min(self.most, TOKENS // length))):
                 tokens = torch.tensor([rows[number] for number in some], device=self.device)
                 hidden = self.reader.model.read(tokens[:, :-1])
-                for place, number in enumerate(some):
+                for index, number in enumerate(some):
                     request, _, ids = requests[number]
-                    results[number] = self.score(hidden[place, -len(ids) :], tokens[place, -len(ids) :])
+                    results[number] = self.score(hidden[index, -len(ids) :], tokens[index, -len(ids) :])
                     if request is not None:
                         self.cache_hook.add_partial("loglikelihood", request, results[number])
                 progress.update(len(some))
