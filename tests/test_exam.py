@@ -50,6 +50,8 @@ PARTIALS = [partial(POSITIONS[name], **change) for name, change in VARIANTS if n
 EXTENDED = [  # what the exam of an extension does not ask: every check of an encoding, and of one within another
     partial(POSITIONS["RoPE"], extension=partial(EXTENSIONS["YaRN"], factor=2.5), pairing="interleaved"),
     partial(POSITIONS["PoPE"], extension=EXTENSIONS["DynamicNTK"]),
+    partial(POSITIONS["ALiBi"], extension=EXTENSIONS["DynamicDistanceScaling"], trainable=True),
+    partial(POSITIONS["T5"], extension=partial(EXTENSIONS["DistanceScaling"], factor=2.5)),
     partial(EXTENSIONS["Resonance"], extension=partial(EXTENSIONS["DynamicNTK"], factor=2.0)),
     partial(EXTENSIONS["Resonance"], extension=partial(EXTENSIONS["YaRN"], factor=8.0)),
     partial(EXTENSIONS["YaRN"], truncate=True, factor=16.0),

@@ -13,8 +13,8 @@ from zoo.checkpoints import lightning
 from zoo.checkpoints.description import named
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
+from zoo.extension import Extension, WaveExtension
 from zoo.matrix import extended, taken
-from zoo.position import Extension, WaveExtension
 
 TINY = [
     "--model.length=16", "--model.dim=32", "--model.layers=1", "--model.heads=2", "--data.tokenizer=bytes",
@@ -146,8 +146,17 @@ def test_one_that_is_not_installed_is_named_with_its_distribution(trained, tmp_p
         ("--model.position.extension YaRN --model.position.extension.slo 2", ["Did you mean slow"]),
         (
             "--model.position ALiBi --model.position.extension Linear",
-            ["extension in model.position: this one takes", "RoPE"],
+            ["Linear does not extend ALiBi, which takes DistanceScaling", "extension DistanceScaling"],
         ),
+        (
+            "--model.position T5 --model.position.extension YaRN --model.position.extension.factor 4",
+            ["YaRN does not extend T5, which takes BucketScaling, DistanceScaling, DynamicDistanceScaling."],
+        ),
+        (
+            "--model.position FIRE --model.position.extension DistanceScaling",
+            ["FIRE takes no extension, because", "any length", "Those that take some: ALiBi"],
+        ),
+        ("--model.position NoPE --model.position.extension YaRN", ["NoPE takes no extension. Those that take some"]),
         ("--model.position.extension Resonance --model.position.extension.extension Lineer", ["Did you mean Linear?"]),
     ],
 )
@@ -215,8 +224,9 @@ def test_an_encoding_and_an_extension_may_share_a_name(monkeypatch):
 
 
 def test_which_encodings_take_which_extensions():
-    takers = {name for name, encoding in POSITIONS.items() if taken(encoding)}
-    assert takers == {"RoPE", "pRoPE", "PoPE"}
+    takers = {"RoPE", "pRoPE", "PoPE"}
+    biases = {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"}
+    assert {name for name, encoding in POSITIONS.items() if taken(encoding)} == takers | biases
     assert {name for name, _ in extended(EXTENSIONS["YaRN"])} == takers
     assert {name for name, _ in extended(partial(EXTENSIONS["YaRN"], factor=2.0))} == takers
 
@@ -232,12 +242,15 @@ def test_details_describe_them():
     rows = {row["name"]: row for row in rows if row["group"] == "zoo.extensions"}
     assert set(rows) == set(EXTENSIONS)
     for row in rows.values():
-        assert set(row["extends"]) == {"RoPE", "pRoPE", "PoPE"}
+        waves = issubclass(EXTENSIONS[row["name"]], WaveExtension)
+        biases = {"T5"} if row["name"] == "BucketScaling" else {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"}
+        assert set(row["extends"]) == ({"RoPE", "pRoPE", "PoPE"} if waves else biases)
         assert "arXiv:" in row["source"]
         assert row["summary"].endswith(".")
     assert rows["YaRN"]["arguments"]["factor"] == "required"
     assert rows["YaRN"]["arguments"]["slow"] == 1.0
-    assert [name for name, row in rows.items() if row["dynamic"]] == ["DynamicNTK", "LongRoPE"]
+    dynamic = {name for name, row in rows.items() if row["dynamic"]}
+    assert dynamic == {"DynamicNTK", "LongRoPE", "DynamicDistanceScaling"}
     assert "Linear(factor=required)" in text
     assert "; chooses by the extent of a request" in text.split("DynamicNTK(")[1].splitlines()[2]
     json.dumps(list(rows.values()))

@@ -16,8 +16,9 @@ from zoo import plugins
 from zoo.auto import Auto
 from zoo.bias import Bias, carries, rung
 from zoo.errors import ZooError, listing
+from zoo.extension import Extension
 from zoo.kernel import Kernel, Request
-from zoo.position import Encoding, Extension, Geometry, PositionEncoding
+from zoo.position import Encoding, Geometry, PositionEncoding
 
 GEOMETRY = Geometry(dim=64, heads=4, kv_heads=4, head_dim=16, length=(64,))
 """The small decoder that the table asks about; encodings and kernels are cheap to build at this size."""
@@ -123,6 +124,19 @@ def extended(extension: Any) -> Iterator[tuple[str, Any]]:
     for name, encoding in plugins.classes("zoo.positions").items():
         if issubclass(kind, taken(encoding)):
             yield name, encoding
+
+
+def unfit(owner: Any, name: str) -> str:
+    """Why `owner`, an encoding or another plugin, cannot have the extension of that name: a sentence with a way out."""
+    able = [other for other, found in plugins.classes("zoo.extensions").items() if issubclass(found, taken(owner))]
+    if able:
+        return (
+            f"{name} does not extend {owner.__name__}, which takes {listing(able)}.   "
+            f"Try:  --model.position.extension {able[0]}"
+        )
+    others = [other for other, found in plugins.classes("zoo.positions").items() if taken(found)]
+    reason = f", because {owner.unextended}" if getattr(owner, "unextended", "") else ""
+    return f"{owner.__name__} takes no extension{reason}. Those that take some: {listing(others)}."
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from zoo import plugins
 from zoo.checkpoints import NESTED, SLOTS
 from zoo.decoder import Decoder
 from zoo.errors import ZooError, listing, near
+from zoo.matrix import unfit
 from zoo.trunk import Trunk
 from zoo.vit import ViT
 
@@ -113,12 +114,12 @@ def said(message: str, parser: LightningArgumentParser) -> str:
         if stray := re.search(pattern, flat):
             name = stray[1].partition("=")[0]
             place = f" in {path}" if path and not name.startswith("--") else ""
-            if name in NESTED:
-                able = [n for n, one in plugins.classes(PLUGINS["position"]).items() if name in parameters(one)]
-                return f"No setting is called {name}{place}: this one takes none. Those that do: {listing(able)}."
+            asked = re.search(rf"\b{name}='(\w+)'", flat)
+            if name.lstrip("-").partition(".")[0] in NESTED and (owner := holder(flat)):
+                return unfit(owner, asked[1] if asked else name)
             return f"No setting is called {name}{place}.{suggestion(name, parser)}  See  zoo {sys.argv[1]} --help"
     if unknown := re.search(r"Expected a dot import path string: (\S+)", flat):
-        return unknown_class(word, unknown[1])
+        return unknown_class(word, unknown[1], flat)
     if absent := re.search(r"the following arguments are required: (\w+(?:, \w+)*)", flat):
         who = re.search(r"class_path='(?:[\w.]+\.)?(\w+)'", flat)
         flags = " ".join(f"--{path}.{name} VALUE" for name in absent[1].split(", "))
@@ -161,13 +162,22 @@ def suggestion(name: str, parser: LightningArgumentParser) -> str:
     return f" Did you mean {' or '.join(dashes + one for one in guess)}?" if guess else ""
 
 
-def unknown_class(word: str, name: str) -> str:
-    """No class of that name: the near ones and the installed ones."""
+def holder(flat: str) -> type | None:
+    """The plugin whose argument a message is about, which is the first that it says it got."""
+    got = re.search(r"Got value: Namespace\(.*?class_path='(?:[\w.]+\.)?(\w+)'", flat)
+    found = (plugins.classes(group).get(got[1]) for group in PLUGINS.values()) if got else ()
+    return next(filter(None, found), None)
+
+
+def unknown_class(word: str, name: str, flat: str) -> str:
+    """No class of that name: the near ones and the installed ones; or it is one that does not fit."""
     if word in PLUGINS:
         try:
             plugins.load(PLUGINS[word], name)
         except ZooError as error:
             return str(error)
+        if word in NESTED and (owner := holder(flat)):
+            return unfit(owner, name)
     names = [one.__name__ for one in subclasses(BASES[word])] if word in BASES else []
     guess = near(name, names)
     hint = f" Did you mean {' or '.join(guess)}?" if guess else ""

@@ -3,14 +3,13 @@
 Positions can be told to a Transformer at three places, and that sentence is the type `Encoding`: added to the token
 embeddings, as a rotation of queries and keys, or as a bias on the logits (one of the five rungs of `zoo.bias`, which
 are exported here too). An encoding returns data, which can be looked at without running a model. What makes it read
-further than it was trained is an `Extension`, a keyword of the encodings that take it, annotated with the kind.
+further than it was trained is an extension, whose contract is `zoo.extension`.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -28,19 +27,17 @@ __all__ = [
     "Dense",
     "Encoding",
     "Exact",
-    "Extension",
     "Geometry",
     "Logits",
     "NoPE",
     "Pointwise",
     "PositionEncoding",
     "Rotation",
-    "Series",
     "Slopes",
     "Toeplitz",
-    "WaveExtension",
     "carries",
     "rung",
+    "unrounded",
 ]
 
 EXACT = 131_072
@@ -162,6 +159,11 @@ class Encoding:
     scale: float | Tensor = 1.0
 
 
+def unrounded(like: Tensor) -> AbstractContextManager[Any]:
+    """Autocast switched off on the device of a tensor; on the meta device there is none to switch."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+
+
 class Exact(nn.Module):
     """A module whose parameters stay float32 when a model is cast to half precision."""
 
@@ -186,6 +188,8 @@ class PositionEncoding(Exact):
     """Whether each layer has a module of its own; otherwise one serves all layers and runs once per forward."""
     content: bool = False
     """Whether it needs the hidden states, and so runs in every layer."""
+    unextended: str = ""
+    """Why it takes no extension, as a clause, where that is by design."""
     relative: bool = True
     """Whether attention is claimed to be unchanged when all positions shift together; the exam checks the claim."""
 
@@ -232,58 +236,3 @@ class NoPE(PositionEncoding):
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
         return Encoding()
-
-
-class Extension:
-    """Base class of what makes an encoding read further than it was trained.
-
-    An argument `factor` of a subclass says how many times further, 1 or more; it alone may be without a default.
-    """
-
-    dynamic: bool = False
-    """Whether it looks at the extent of a request; otherwise all requests are served alike."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """The waves of one axis as they were trained: base^(-2t / width) radians per position, for t < width / 2.
-
-    Args:
-        base: Of the powers.
-        width: Twice the number of waves, which for RoPE is the number of rotated channels.
-        length: Positions along the axis at first training.
-        axes: Of the model; beyond one, the extent of a request is no length along an axis.
-    """
-
-    base: float
-    width: int
-    length: int
-    axes: int = 1
-
-
-class WaveExtension(Extension, ABC):
-    """Base class of extensions that change the waves of an encoding, such as RoPE's: one is built for each axis.
-
-    Args:
-        series: The waves as they were trained.
-        factor: How many times further the encoding is to read.
-    """
-
-    def __init__(self, series: Series, *, factor: float = 1.0) -> None:
-        if not 1 <= factor < math.inf:
-            raise ZooError(
-                f"{type(self).__name__} reads `factor` times as far as in training, 1 or more; got {factor}.   "
-                "Try:  --model.position.extension.factor 4"
-            )
-        self.series, self.factor = series, factor
-
-    @abstractmethod
-    def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
-        """The waves of a request, and the attention factor, which multiplies cos and sin.
-
-        A pure function, called on the CPU. An encoding may have only the fastest waves of the series.
-
-        Args:
-            frequencies: Of the fastest waves of the series, radians per position, falling, float32 or float64.
-            extent: Final length of the request.
-        """

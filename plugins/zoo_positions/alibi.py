@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.bias import at
 from zoo.position import Bias, Encoding, Geometry, Pointwise, PositionEncoding, Slopes
+from zoo_positions.scaling import DistanceExtension
 
 
 def slopes(heads: int) -> list[float]:
@@ -44,13 +45,22 @@ class ALiBi(PositionEncoding):
 
     Args:
         trainable: Train the logarithms of the slopes, starting from the fixed ones.
+        extension: How it reads further than it was trained, a plugin such as DistanceScaling (default: not at all).
+            Slopes are divided instead of distances.
     """
 
     slopes: Tensor
 
-    def __init__(self, geometry: Geometry, *, trainable: bool = False) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        trainable: bool = False,
+        extension: Callable[[Geometry], DistanceExtension] | None = None,
+    ) -> None:
         super().__init__(geometry)
         self.trainable = trainable
+        self.extension = extension(geometry) if extension is not None else None
         home = torch.get_default_device()
         if trainable:
             self.log_slopes = nn.Parameter(torch.empty(geometry.heads, dtype=torch.float32))
@@ -78,6 +88,8 @@ class ALiBi(PositionEncoding):
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
         steep = self.log_slopes.exp() if self.trainable else self.slopes
+        if self.extension is not None:
+            steep = steep / self.extension.divisor(extent)
         if self.geometry.axes == 1:
             bias: Bias = Slopes(steep, queries[..., 0], keys[..., 0], prefix=self.geometry.prefix)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 from zoo.errors import ZooError
 from zoo.position import Geometry
 from zoo_positions.distances import Distances
+from zoo_positions.scaling import DistanceExtension
 
 
 def multiply(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -38,6 +40,7 @@ class DynamicBias(Distances):
         distance: What the network is given, the distance itself (x-transformers' default) or its logarithm (Swin v2).
         depth: Hidden layers.
         width: Units of a hidden layer; default: dim / 4, as in x-transformers.
+        extension: How it reads further than it was trained, a plugin such as DistanceScaling (default: not at all).
     """
 
     def __init__(
@@ -47,8 +50,9 @@ class DynamicBias(Distances):
         distance: Literal["log", "linear"] = "log",
         depth: int = 2,
         width: int | None = None,
+        extension: Callable[[Geometry], DistanceExtension] | None = None,
     ) -> None:
-        super().__init__(geometry)
+        super().__init__(geometry, extension=extension)
         width = max(geometry.dim // 4, 1) if width is None else width
         if min(depth, width) < 1:
             raise ZooError(
@@ -68,8 +72,8 @@ class DynamicBias(Distances):
         for layer in self.layers:
             layer.reset_parameters()  # type: ignore[operator]
 
-    def table(self, distances: Tensor) -> Tensor:
-        x = distances.to(torch.float32 if distances.device.type == "mps" else torch.float64).unsqueeze(-1)
+    def table(self, distances: Tensor, divisor: float = 1.0) -> Tensor:
+        x = distances.to(torch.float32 if distances.device.type == "mps" else torch.float64).unsqueeze(-1) / divisor
         if self.distance == "log":
             x = x.sign() * x.abs().log1p()
         for number, layer in enumerate(self.layers):

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.bias import at
 from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, Pointwise, PositionEncoding
+from zoo.position import Encoding, Geometry, Pointwise, PositionEncoding, unrounded
 from zoo_positions import grid
 
 EPSILON = 1e-6
@@ -50,6 +50,8 @@ class FIRE(PositionEncoding):
         width: Units of a hidden layer.
         threshold: L before training (default: 512, the references'; on a grid the diagonal of first training).
     """
+
+    unextended = "what its function is given stays between 0 and 1 at any length, as in training"
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class FIRE(PositionEncoding):
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
         kind, prefix = self.c.dtype, self.geometry.prefix
-        with torch.autocast(queries.device.type, enabled=False):
+        with unrounded(queries):
             if self.geometry.axes == 2:
                 shape = grid.size(torch.cat((queries, keys), -2), self.geometry.length)
                 away = grid.offsets(shape, queries.device).to(kind).norm(dim=-1)
@@ -272,7 +274,7 @@ class Piece(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor | None, ...]:
         x, slope, knots = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):  # backward may be called inside one
+        with unrounded(x):  # backward may be called inside one
             return *Piece.pull(x, slope, knots, down, ctx.cuts), None
 
     @staticmethod

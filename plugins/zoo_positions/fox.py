@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, Pointwise, PositionEncoding, Slopes
+from zoo.position import Encoding, Geometry, Pointwise, PositionEncoding, Slopes, unrounded
 
 
 class FoX(PositionEncoding):
@@ -137,7 +137,7 @@ class FoX(PositionEncoding):
     def sums(self, hidden: Tensor, state: dict[str, Tensor] | None) -> Tensor:
         """F of all tokens so far, [batch, heads, tokens], in float64 where the device has it."""
         wide = torch.float32 if hidden.device.type == "mps" else torch.float64
-        with torch.autocast(hidden.device.type, enabled=False):
+        with unrounded(hidden):
             gates = functional.logsigmoid(self.linear(hidden.to(self.linear.weight.dtype)))
         sums = gates.mT.to(wide).cumsum(-1)
         if state is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from zoo.position import Geometry
 from zoo_positions.distances import Distances
+from zoo_positions.scaling import DistanceExtension
 
 LEAST, POWER = 0.01, 2.0
 """Both numbers are at least the first; a power beyond the second gives no conditionally positive definite kernel."""
@@ -59,6 +61,7 @@ class KERPLE(Distances):
         per_layer: Numbers of each layer's own; otherwise all layers share them, as the authors' do.
         parametrization: "clamp", as the authors'; "softplus": positive without bounds (a power is 2 sigmoid of its
             parameter), started from the same draws.
+        extension: How it reads further than it was trained, a plugin such as DistanceScaling (default: not at all).
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class KERPLE(Distances):
         kind: Literal["log", "power"] = "log",
         per_layer: bool = False,
         parametrization: Literal["clamp", "softplus"] = "clamp",
+        extension: Callable[[Geometry], DistanceExtension] | None = None,
     ) -> None:
-        super().__init__(geometry)
+        super().__init__(geometry, extension=extension)
         self.kind, self.per_layer, self.parametrization = kind, per_layer, parametrization
         self.p, self.a = (nn.Parameter(torch.empty(geometry.heads, dtype=torch.float32)) for _ in range(2))
         self.reset_parameters()
@@ -93,9 +97,9 @@ class KERPLE(Distances):
             p, a = Clamp.apply(self.p, LEAST, POWER if power else math.inf), Clamp.apply(self.a, LEAST, math.inf)
         return p.unsqueeze(-1), a.unsqueeze(-1)
 
-    def table(self, distances: Tensor) -> Tensor:
+    def table(self, distances: Tensor, divisor: float = 1.0) -> Tensor:
         p, a = self.numbers()
-        away = distances.abs().to(p.dtype)
+        away = distances.abs().to(p.dtype) / divisor
         if self.kind == "log":
             return -p * (a * away).log1p()
         return -a * away.pow(p)  # torch's gradient of 0^p is 0, where 0^p log 0 would not be a number

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, PositionEncoding
+from zoo.position import Encoding, Geometry, PositionEncoding, unrounded
 from zoo_positions.grid import look_up, offsets, size
 
 
@@ -76,6 +76,6 @@ class LogCPB(PositionEncoding):
         apart = offsets(grid, like.device).to(like.dtype)
         unit = torch.tensor([max(length - 1, 1) for length in trained], device=like.device)
         apart = apart.sign() * torch.log2(1 + 8 * apart.abs() / unit) / math.log2(8)
-        with torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False):
+        with unrounded(like):
             table = 16 * self.network(apart).sigmoid()
         return Encoding(bias=look_up(table.T, queries, keys, grid, prefix=self.geometry.prefix))

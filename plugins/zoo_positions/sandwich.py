@@ -12,13 +12,14 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.position import Geometry
 from zoo_positions.distances import Distances
+from zoo_positions.scaling import DistanceExtension
 from zoo_positions.waves import spectrum
 
 
 @lru_cache(maxsize=8)
-def overlap(extent: int, width: int) -> Tensor:
-    """The sum of the cosines at distances 0 .. extent - 1, float64 on the CPU; kept, since decoding asks again."""
-    distances = torch.arange(extent, dtype=torch.float64, device="cpu")
+def overlap(extent: int, width: int, divisor: float = 1.0) -> Tensor:
+    """The sum of the cosines at (0 .. extent - 1) / divisor, float64 on the CPU; kept, since decoding asks again."""
+    distances = torch.arange(extent, dtype=torch.float64, device="cpu") / divisor
     return torch.outer(distances, spectrum(10000.0, width, torch.float64)).cos().sum(-1)
 
 
@@ -35,13 +36,20 @@ class Sandwich(Distances):
 
     Args:
         width: Width of the sinusoidal embeddings, whatever the model's (the paper's d-bar).
+        extension: How it reads further than it was trained, a plugin such as DistanceScaling (default: not at all).
     """
 
     gains: Tensor
     """heads / (8 h), [heads, 1]."""
 
-    def __init__(self, geometry: Geometry, *, width: int = 128) -> None:
-        super().__init__(geometry)
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        width: int = 128,
+        extension: Callable[[Geometry], DistanceExtension] | None = None,
+    ) -> None:
+        super().__init__(geometry, extension=extension)
         if width < 2 or width % 2:
             raise ZooError(
                 f"Sandwich cannot overlap sinusoidal embeddings of width {width}: each wave takes two channels. "
@@ -57,9 +65,9 @@ class Sandwich(Distances):
         heads = self.geometry.heads
         return heads / (8 * torch.arange(1, heads + 1, dtype=kind, device="cpu")).unsqueeze(-1)
 
-    def table(self, distances: Tensor) -> Tensor:
+    def table(self, distances: Tensor, divisor: float = 1.0) -> Tensor:
         extent = len(distances) if self.geometry.causal else len(distances) // 2 + 1
-        return self.gains * overlap(extent, self.width).to(self.gains)[distances.abs()]
+        return self.gains * overlap(extent, self.width, divisor).to(self.gains)[distances.abs()]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # a constant of no state dict: whole again after meta construction

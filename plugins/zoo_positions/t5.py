@@ -20,6 +20,7 @@ from torch.nn import functional
 from zoo.errors import ZooError
 from zoo.position import Encoding, Geometry
 from zoo_positions.distances import Distances
+from zoo_positions.scaling import BucketScaling, DistanceExtension
 
 
 @cache
@@ -61,6 +62,7 @@ class T5(Distances):
         multiplier: Of the table; "root" is sqrt(head_dim).
         logits: "scaled": divided by sqrt(head_dim), as attention is defined; "unscaled": not, as in T5.
         std: Standard deviation of the first table; "dim" is 1 / sqrt(dim), "xavier" is sqrt(2 / (buckets + heads)).
+        extension: How it reads further than it was trained, a plugin such as BucketScaling (default: not at all).
     """
 
     starts: Tensor
@@ -75,8 +77,11 @@ class T5(Distances):
         multiplier: float | Literal["root"] = 1.0,
         logits: Literal["scaled", "unscaled"] = "scaled",
         std: float | Literal["dim", "xavier"] = 0.02,
+        extension: Callable[[Geometry], DistanceExtension | BucketScaling] | None = None,
     ) -> None:
-        super().__init__(geometry)
+        found = extension(geometry) if extension is not None else None
+        divided = found if isinstance(found, DistanceExtension) else None
+        super().__init__(geometry, extension=(lambda _: divided) if divided is not None else None)
         sides = 1 if geometry.causal else 2
         if buckets < 2 * sides or buckets % sides:
             least = "at least 2" if geometry.causal else "an even number, at least 4, since half are for later keys"
@@ -94,7 +99,8 @@ class T5(Distances):
         if self.std < 0:
             raise ZooError(f"T5 cannot draw its table with std {std}. Give 0 or more:  --model.position.std 0.02")
         root = math.sqrt(geometry.head_dim)
-        self.distance, self.multiplier = distance, root if multiplier == "root" else multiplier
+        self.distance = found.end(distance) if isinstance(found, BucketScaling) else distance
+        self.multiplier = root if multiplier == "root" else multiplier
         self.scale = root if logits == "unscaled" else 1.0
         home = torch.get_default_device()
         home = torch.device("cpu") if home.type == "meta" else home
@@ -116,7 +122,10 @@ class T5(Distances):
             return torch.bucketize(distances, self.starts, right=True)
         return torch.bucketize(distances.abs(), self.starts, right=True) + self.side * (distances < 0)
 
-    def table(self, distances: Tensor) -> Tensor:
+    def table(self, distances: Tensor, divisor: float = 1.0) -> Tensor:
+        if divisor != 1:  # the whole part, towards 0: no model was trained on a later key at distance 0
+            wide = torch.float32 if distances.device.type == "mps" else torch.float64
+            distances = (distances.to(wide) / divisor).trunc()
         # A look-up as of words: its gradient sums the many distances of the last bucket fast, and in a fixed order.
         return functional.embedding(self.bucket(distances), self.weight).T.contiguous() * self.multiplier
 

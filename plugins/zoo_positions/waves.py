@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import EXACT, Geometry, PositionEncoding, Series, WaveExtension
+from zoo.extension import Series, WaveExtension
+from zoo.position import EXACT, Geometry, PositionEncoding
 
 
 def spectrum(base: float, width: int, kind: torch.dtype = torch.float32) -> Tensor:

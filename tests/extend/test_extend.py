@@ -19,6 +19,7 @@ from zoo.data.tokenizer import Tokenizer
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.extend import write
+from zoo.extend.methods import owned
 from zoo.extend.source import read
 from zoo.generate import generate
 
@@ -145,7 +146,7 @@ def test_logits_are_those_of_a_decoder_made_by_hand(tmp_path, position, flags, e
 
 
 def test_every_method_runs_with_no_arguments(parent, tmp_path):
-    for name in [*EXTENSIONS, "Resonance+NTK"]:
+    for name in [*owned("RoPE"), "Resonance+NTK"]:
         extend(parent, "--to", "64", "--method", name, "--out", tmp_path / name)
         assert logits(tmp_path / name).isfinite().all()
     inner = described(tmp_path / "Resonance+NTK")["network"]["init_args"]["position"]["init_args"]["extension"]
@@ -277,7 +278,28 @@ def test_bad_input(parent, tmp_path, words, says):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-@pytest.mark.parametrize("position", ["ALiBi", "NoPE", "Learned"])
+@pytest.mark.parametrize("position", ["ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"])
+def test_every_method_of_a_bias(tmp_path, position, capsys):
+    parent = store(tmp_path / "a", position)
+    assert not {"YaRN", "Linear"} & set(owned(position))
+    for name in owned(position):
+        extend(parent, "--to", "64", "--method", name, "--out", tmp_path / name)
+        assert f"{name}: {position} reads 64 tokens, 4 times the 16 of training" in capsys.readouterr().out
+        near = name != "DynamicDistanceScaling"  # BucketScaling moves none of the buckets of so short a text
+        assert torch.equal(logits(tmp_path / name, 16), logits(parent, 16)) == (name != "DistanceScaling")
+        assert ("are read just as before" in (tmp_path / name / "README.md").read_text()) != near
+        far = 64 if name != "BucketScaling" else 200
+        assert not torch.equal(logits(tmp_path / name, far), logits(parent, far))
+    extend(parent, "--to", "64", "--out", tmp_path / "usual")
+    assert described(tmp_path / "usual")["extended"]["chain"][0]["method"] == "DistanceScaling"
+
+
+def test_one_that_needs_none_says_so(tmp_path):
+    told = refused(store(tmp_path / "a", "FIRE"), "--to", "64")
+    assert "FIRE takes no extension, because what its function is given stays between 0 and 1 at any length" in told
+
+
+@pytest.mark.parametrize("position", ["NoPE", "Learned"])
 def test_an_encoding_that_takes_none(tmp_path, position):
     told = refused(store(tmp_path / "a", position), "--to", "64")
     assert f"{position} takes no extension" in told

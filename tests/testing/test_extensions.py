@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from zoo_positions.scaling import DistanceExtension
 
 from zoo import plugins
 from zoo.errors import ZooError
-from zoo.position import Extension, Series, WaveExtension
+from zoo.extension import Extension, Series, WaveExtension
 from zoo.testing import examine, suite, take
 
 EXTENSIONS = plugins.classes("zoo.extensions")
@@ -157,12 +158,75 @@ def test_what_depends_on_the_number_of_calls_is_caught_in_the_encodings():
     assert failures(subject, "formula", "extending") == {"formula", "extending"}
 
 
-def test_one_of_another_family_has_no_exam():
+def test_one_that_no_encoding_takes_has_nobody_to_judge_it():
     class Other(Extension):
-        pass
+        """Of another family."""
 
-    with pytest.raises(ZooError, match="There is no exam for Other"):
-        suite(Other)
+        def __init__(self, geometry):
+            pass
+
+    results = {result.name: result for result in examine(Other)}
+    assert results["reach"].skipped
+    assert results["reach"].message.startswith("No installed encoding takes Other")
+    with pytest.raises(ZooError, match="There is no exam for dict"):
+        suite(dict)
+
+
+class Nearer(DistanceExtension):
+    """Distances shrink.
+
+    Args:
+        factor: How far.
+        power: Of the factor.
+    """
+
+    def __init__(self, geometry, *, factor: float, power: float = 1.0) -> None:
+        super().__init__(geometry, factor=factor)
+        self.power = power
+
+    def divisor(self, extent):
+        return self.factor**self.power
+
+
+def nearer(divisor, **body):
+    """Nearer with another divisor."""
+    return type("Nearer", (Nearer,), {"__doc__": Nearer.__doc__, "divisor": divisor, **body})
+
+
+def test_a_sound_one_of_distances_passes():
+    assert not failures(Nearer)
+    assert not failures(partial(Nearer, factor=8.0))
+
+
+@pytest.mark.parametrize(
+    ("divisor", "changes", "caught"),
+    [
+        (lambda self, extent: self.factor + 0.5, {}, "identity"),
+        (lambda self, extent: self.factor if extent > 64 else 1.0, {}, "dynamic"),
+        (Nearer.divisor, {"dynamic": True}, "dynamic"),
+        (lambda self, extent: self.factor * extent / 64, {"dynamic": True}, "dynamic"),
+        (lambda self, extent: 1.0, {}, "reach"),
+        (lambda self, extent: self.factor, {}, "settings"),
+        (Nearer.divisor, {"__doc__": "Nearer."}, "keywords"),
+    ],
+)
+def test_what_is_broken_in_one_of_distances_is_caught(divisor, changes, caught):
+    assert caught in failures(nearer(divisor, **changes), caught)
+
+
+def test_one_of_distances_that_takes_any_factor_is_caught():
+    def lax(self, geometry, *, factor: float, power: float = 1.0):
+        self.geometry, self.factor, self.power = geometry, factor or 1, power
+
+    assert failures(nearer(Nearer.divisor, __init__=lax), "refusals") == {"refusals"}
+
+
+def test_one_of_distances_that_counts_its_calls_is_caught():
+    def tired(self, extent):
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.factor + self.calls / 10
+
+    assert failures(nearer(tired, dynamic=True), "extending") == {"extending"}
 
 
 def test_a_kind_is_taken_with_its_subclasses():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo import plugins
 from zoo.errors import ZooError
+from zoo.matrix import taken, unfit
 from zoo.position import PositionEncoding
 
 SLOTS = {"position": "zoo.positions", "kernel": "zoo.kernels"}
@@ -88,11 +89,13 @@ def build(node: Mapping[str, Any]) -> nn.Module:
 
 def callable_of(node: Mapping[str, Any], group: str) -> Callable[..., Any]:
     """A plugin's description as something to call with a geometry, or with what its group is built from."""
-    arguments = dict(node.get("init_args") or {})
+    owner, arguments = plugins.load(group, node["class_path"]), dict(node.get("init_args") or {})
     for slot, inner in NESTED.items():
-        if isinstance(arguments.get(slot), Mapping):
-            arguments[slot] = callable_of(arguments[slot], inner)
-    return functools.partial(plugins.load(group, node["class_path"]), **arguments)
+        if isinstance(asked := arguments.get(slot), Mapping):
+            if not issubclass(plugins.load(inner, asked["class_path"]), taken(owner)):
+                raise ZooError(unfit(owner, asked["class_path"]))
+            arguments[slot] = callable_of(asked, inner)
+    return functools.partial(owner, **arguments)
 
 
 def describe(module: nn.Module, slot: Callable[..., Any] | None, group: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def expected(told: dict[str, Any]) -> str:
         near = f"Texts of at most {length} tokens are read just as before."
     else:
         near = (
-            f"Texts of at most {length} tokens are read with other waves than in training too, which may cost some\n"
+            f"Texts of at most {length} tokens are read in another way than in training too, which may cost some\n"
             "perplexity; for those the parent is the safer choice."
         )
     return (

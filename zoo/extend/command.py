@@ -38,7 +38,7 @@ def parser() -> Arguments:
     )
     found.add_argument("checkpoint", metavar="CKPT", help="a .ckpt file or a folder")
     found.add_argument("--to", required=True, metavar="LENGTH", help="tokens that it is to read: 512, 32k, 1m")
-    found.add_argument("--method", default="YaRN", metavar="NAME", help="the extension (%(default)s)")
+    found.add_argument("--method", metavar="NAME", help="the extension (YaRN where waves turn)")
     found.add_argument(
         "--out", type=Path, metavar="PATH", help="x.ckpt, or else a folder (default: beside CKPT, its name with -32k)"
     )

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo import plugins
 from zoo.decoder import Decoder
-from zoo.errors import ZooError
+from zoo.extend.methods import GROUP
 from zoo.extend.rewrite import Plan
 from zoo.lengths import short
 from zoo.matrix import request
@@ -21,11 +22,14 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def waves(model: Decoder, extent: int) -> tuple[Tensor, float]:
-    """Radians per position [waves] and the attention factor of a request of `extent` tokens."""
-    at = torch.zeros(1, 1)
-    rotation = model.trunk.position(at, at, extent).rotation
+    """Radians per position [waves] and the attention factor of a request of `extent` tokens; none where none turn."""
+    position = model.trunk.position
+    rotation = None
+    if not position.content and isinstance(getattr(position, "frequencies", None), Tensor):
+        at = torch.zeros(1, 1)
+        rotation = position(at, at, extent).rotation
     if rotation is None:
-        raise ZooError(f"{type(model.trunk.position).__name__} rotates nothing, and has no waves to show.")
+        return torch.empty(0, dtype=torch.float64), 1.0
     return rotation.frequencies[0].detach().double().cpu(), float(rotation.factor)
 
 
@@ -47,6 +51,7 @@ def figures(plan: Plan) -> dict[str, Any]:
     before, plain = waves(plan.before, length)
     after, factor = waves(plan.after, reach)
     within = waves(plan.after, length)
+    dynamic = any(plugins.load(GROUP, word.strip()).dynamic for word in plan.step["method"].split("+"))
     rows = []
     for number, (old, new) in enumerate(zip(before.tolist(), after.tolist(), strict=True)):
         turned = length * old / (2 * math.pi)
@@ -71,8 +76,8 @@ def figures(plan: Plan) -> dict[str, Any]:
         "arguments": plan.step["arguments"],
         "encoding": plan.about["network"]["init_args"]["position"]["class_path"],
         "attention": factor,
-        "dynamic": bool(getattr(plan.after.trunk.position, "dynamic", False)),
-        "unchanged": bool(torch.equal(within[0], before)) and within[1] == plain,
+        "dynamic": dynamic,
+        "unchanged": bool(torch.equal(within[0], before)) and within[1] == plain if rows else dynamic,
         "waves": rows,
         "undertrained": [row["wave"] for row in rows if row["undertrained"]],
         "cache": cached(plan.after, reach),
@@ -81,6 +86,8 @@ def figures(plan: Plan) -> dict[str, Any]:
 
 def table(told: dict[str, Any]) -> str:
     """The numbers for a person."""
+    if not told["waves"]:
+        return "\n".join(summary(told))
     lines = [
         f"{'wave':>4}  {'wavelength':>12}  {'turns in ' + short(told['length']):>14}  {'becomes':>12}  {'ratio':>7}"
     ]
@@ -104,12 +111,16 @@ def summary(told: dict[str, Any]) -> list[str]:
     length, reach = short(told["length"]), short(told["to"])
     lines = [
         f"{told['method']}: {told['encoding']} reads {reach} tokens, {told['factor']:g} times the {length} of training",
-        f"attention factor {told['attention']:.4f}: rotated logits are multiplied by {told['attention'] ** 2:.4f}",
-        f"{few} of {several} waves did not turn once over {length} tokens: some of their angles were never trained",
         f"a KV cache of {reach} tokens: {size(cache['float32'])} in float32, {size(cache['bfloat16'])} in bfloat16",
     ]
+    if several:
+        lines[1:1] = [
+            f"attention factor {told['attention']:.4f}: rotated logits are multiplied by {told['attention'] ** 2:.4f}",
+            f"{few} of {several} waves did not turn once over {length} tokens: some of their angles were never trained",
+        ]
     if told["dynamic"]:
-        lines.append(f"chosen by the length of each request; the table is of one of {reach} tokens")
+        table = f"; the table is of one of {reach} tokens" if several else ""
+        lines.append(f"chosen by the length of each request{table}")
     return lines
 
 

@@ -26,12 +26,20 @@ USUAL = "YaRN"
 
 def owned(encoding: str) -> list[str]:
     """The extensions that an encoding takes; a sentence where it takes none."""
-    kinds = taken(plugins.load("zoo.positions", encoding))
+    owner = plugins.load("zoo.positions", encoding)
+    kinds = taken(owner)
     found = [name for name, each in plugins.classes(GROUP).items() if kinds and issubclass(each, kinds)]
     if not found:
         able = [name for name, each in plugins.classes("zoo.positions").items() if taken(each)]
-        raise ZooError(f"The encoding {encoding} takes no extension. Encodings that do: {listing(able)}.")
+        reason = f", because {owner.unextended}" if owner.unextended else ""
+        raise ZooError(f"The encoding {encoding} takes no extension{reason}. Encodings that do: {listing(able)}.")
     return found
+
+
+def usual(encoding: str) -> str:
+    """The method where none is named."""
+    found = owned(encoding)
+    return next((name for name in (USUAL, "DistanceScaling") if name in found), found[0])
 
 
 def node(

@@ -22,7 +22,7 @@ import zoo
 from zoo import checkpoints, plugins
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
-from zoo.extend.methods import complete, node
+from zoo.extend.methods import complete, node, usual
 from zoo.extend.source import Source
 from zoo.generate import MOST
 from zoo.lengths import short
@@ -51,14 +51,14 @@ class Plan:
 
 
 def plan(
-    source: Source, to: int, method: str, own: Mapping[str, str] | None = None, trained: int | None = None
+    source: Source, to: int, method: str | None = None, own: Mapping[str, str] | None = None, trained: int | None = None
 ) -> Plan:
     """Rewrite a checkpoint's description, or say why not.
 
     Args:
         source: The checkpoint.
         to: Tokens that it is to read.
-        method: Its name.
+        method: Its name; None: what is usual for the encoding.
         own: The method's own arguments, as they are written on a command line.
         trained: Length of first training, where the checkpoint does not tell.
     """
@@ -78,6 +78,7 @@ def plan(
             f"Try:  --to {short(MOST)}"
         )
     name = position["class_path"]
+    method = method or usual(name)
     extension = node(method, name, to / length, own or {})
     arguments |= {"length": length, "reach": None}
     position["init_args"].pop("extension", None)

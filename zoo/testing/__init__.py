@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ZooError
+from zoo.extension import Extension, WaveExtension
 from zoo.kernel import Kernel
-from zoo.position import PositionEncoding, WaveExtension
-from zoo.testing import extensions, kernels, positions
+from zoo.position import PositionEncoding
+from zoo.testing import extensions, kernels, owned, positions
 from zoo.testing.probe import Check, Skip, Subject, kind, title
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["Result", "Skip", "checks", "examine", "extensions", "kernels", "positions", "suite"]
+__all__ = ["Result", "Skip", "checks", "examine", "extensions", "kernels", "owned", "positions", "suite"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ def suite(subject: Subject) -> tuple[Check, ...]:
         return kernels.CHECKS
     if isinstance(found, type) and issubclass(found, WaveExtension):
         return extensions.CHECKS
+    if isinstance(found, type) and issubclass(found, Extension):
+        return owned.CHECKS
     raise ZooError(
-        f"There is no exam for {title(subject)}: it is neither a PositionEncoding nor a Kernel nor a WaveExtension."
+        f"There is no exam for {title(subject)}: it is neither a PositionEncoding nor a Kernel nor an Extension."
     )
 
 

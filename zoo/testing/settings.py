@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from zoo.errors import ZooError
-from zoo.position import Extension
+from zoo.extension import Extension, WaveExtension
 from zoo.testing.probe import GEOMETRY, GRID, Skip, Subject, check, kind, line, title, trunk, weights
 from zoo.vit import grid
 
@@ -22,7 +22,7 @@ def keywords(subject: Subject) -> None:
     """Arguments beyond the first, the geometry, are keywords with defaults, and the docstring describes each."""
     own, first = arguments(subject), next(iter(inspect.signature(kind(subject)).parameters.values()), None)
     name, extension = kind(subject).__name__, issubclass(kind(subject), Extension)
-    what = "series" if extension else "geometry"
+    what = "series" if issubclass(kind(subject), WaveExtension) else "geometry"
     assert first is not None, f"{name}.__init__ takes no {what}."
     for argument in own:
         if argument.kind is argument.VAR_KEYWORD:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, Rotation
+from zoo.position import Encoding, Geometry, Rotation, unrounded
 from zoo_positions.waves import Waves, angles, spectrum
 
 log = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ class FoPE(Waves):
         # TF32 or bfloat16; a float64 product stays what it is, and costs little, being 2 * waves * series per token.
         # Only mps, which has no float64, needs autocast to be off.
         wide = torch.float32 if angle.device.type == "mps" else torch.float64
-        with torch.autocast(angle.device.type, enabled=False):
+        with unrounded(angle):
             table = waves.to(wide).flatten(1, 2) @ coefs.to(wide).transpose(1, 2).flatten(2)
         table = table.to(self.frequencies.dtype).view(2, *angle.shape[:2], *coefs.shape[1::2]).transpose(2, 3)
         rest = self.width // 2 - coefs.shape[-1]

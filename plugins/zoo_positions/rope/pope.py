@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, Rotation, Series, WaveExtension
+from zoo.extension import Series, WaveExtension
+from zoo.position import Encoding, Geometry, Rotation
 from zoo_positions.waves import Waves, angles, table
 
 

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 
 from zoo.errors import ZooError
-from zoo.position import Geometry, Series, WaveExtension
+from zoo.extension import Series, WaveExtension
+from zoo.position import Geometry
 from zoo_positions.rope.rope import RoPE
 
 

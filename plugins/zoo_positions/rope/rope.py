@@ -12,7 +12,8 @@ from typing import Literal
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import Encoding, Geometry, Rotation, Series, WaveExtension
+from zoo.extension import Series, WaveExtension
+from zoo.position import Encoding, Geometry, Rotation
 from zoo_positions.waves import Waves, angles, table
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 
 
 def critical(series: Series) -> int:

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 
 
 def blended(frequencies: Tensor, kept: Tensor, factor: float) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 from zoo_positions.rope.extensions.ntk import rebased, several
 
 

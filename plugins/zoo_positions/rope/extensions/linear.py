@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 
 
 class Linear(WaveExtension):

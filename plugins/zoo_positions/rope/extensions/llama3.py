@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 from zoo_positions.rope.extensions.byparts import blended, ordered, rotations
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 from zoo_positions.rope.extensions.byparts import positive
 from zoo_positions.rope.extensions.yarn import bounds, ramp
 

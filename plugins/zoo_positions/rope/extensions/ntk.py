@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 
 
 def rebased(frequencies: Tensor, series: Series, stretch: float) -> Tensor:

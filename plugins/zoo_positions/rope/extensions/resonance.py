@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 
 
 class Resonance(WaveExtension):

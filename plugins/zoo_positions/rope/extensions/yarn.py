@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.position import Series, WaveExtension
+from zoo.extension import Series, WaveExtension
 from zoo_positions.rope.extensions.byparts import blended, ordered, positive
 
 FEW = 32
