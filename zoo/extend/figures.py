@@ -52,8 +52,9 @@ def figures(plan: Plan) -> dict[str, Any]:
     after, factor = waves(plan.after, reach)
     within = waves(plan.after, length)
     dynamic = any(plugins.load(GROUP, word.strip()).dynamic for word in plan.step["method"].split("+"))
+    still = torch.zeros(len(before) - len(after), dtype=torch.float64)  # of a conversion
     rows = []
-    for number, (old, new) in enumerate(zip(before.tolist(), after.tolist(), strict=True)):
+    for number, (old, new) in enumerate(zip(before.tolist(), torch.cat((after, still)).tolist(), strict=True)):
         turned = length * old / (2 * math.pi)
         rows.append(
             {
@@ -95,7 +96,7 @@ def table(told: dict[str, Any]) -> str:
         if row["ratio"] is None:
             lines.append(f"{row['wave']:>4}  {'stands still':>12}")
             continue
-        long = {side: f"{each:.2f}" for side, each in row["wavelength"].items()}
+        long = {side: f"{each:.2f}" if each else "stands still" for side, each in row["wavelength"].items()}
         mark = "  under-trained" * row["undertrained"]
         lines.append(
             f"{row['wave']:>4}  {long['before']:>12}  {row['rotations']:>14.3f}  {long['after']:>12}  "

@@ -17,6 +17,7 @@ import yaml
 
 from zoo import plugins
 from zoo.errors import ZooError, listing, near
+from zoo.extension import Conversion
 from zoo.matrix import taken
 
 GROUP = "zoo.extensions"
@@ -25,15 +26,30 @@ USUAL = "YaRN"
 
 
 def owned(encoding: str) -> list[str]:
-    """The extensions that an encoding takes; a sentence where it takes none."""
+    """The extensions of an encoding, conversions among them; a sentence where it has none."""
     owner = plugins.load("zoo.positions", encoding)
-    kinds = taken(owner)
-    found = [name for name, each in plugins.classes(GROUP).items() if kinds and issubclass(each, kinds)]
+    found = extending(encoding, owner)
     if not found:
-        able = [name for name, each in plugins.classes("zoo.positions").items() if taken(each)]
+        able = [name for name, each in plugins.classes("zoo.positions").items() if extending(name, each)]
         reason = f", because {owner.unextended}" if owner.unextended else ""
         raise ZooError(f"The encoding {encoding} takes no extension{reason}. Encodings that do: {listing(able)}.")
     return found
+
+
+def extending(name: str, encoding: Any) -> list[str]:
+    """Names of the extensions that an encoding takes, and of the conversions that take it."""
+    kinds = taken(encoding)
+    return [
+        method
+        for method, found in plugins.classes(GROUP).items()
+        if (kinds and issubclass(found, kinds)) or (issubclass(found, Conversion) and name in found.converts)
+    ]
+
+
+def converts(method: str) -> bool:
+    """Whether a method is a conversion, which leaves no extension in the model."""
+    found = plugins.classes(GROUP).get(method)
+    return found is not None and issubclass(found, Conversion)
 
 
 def usual(encoding: str) -> str:

@@ -11,7 +11,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -22,10 +22,16 @@ import zoo
 from zoo import checkpoints, plugins
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
-from zoo.extend.methods import complete, node, usual
-from zoo.extend.source import Source
+from zoo.extend.methods import GROUP, complete, converts, node, usual
+from zoo.extend.source import Source, tensors
+from zoo.extension import Conversion
 from zoo.generate import MOST
 from zoo.lengths import short
+
+POSITIONS = "trunk.positions."
+"""What the names of an encoding's weights begin with; the layer follows."""
+SEED = 0
+"""Of what a new encoding draws, so that a conversion gives the same checkpoint twice."""
 
 
 @dataclass
@@ -37,12 +43,16 @@ class Plan:
         about: The description of the one that comes of it.
         before: The network as it was first trained, without memory for its weights.
         after: The network that it becomes, likewise.
+        added: Weights that are new, or replace the source's of the same name, on the CPU.
+        dropped: Names of the source's weights that the result has not.
     """
 
     source: Source
     about: dict[str, Any]
     before: Decoder = field(repr=False)
     after: Decoder = field(repr=False)
+    added: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    dropped: frozenset[str] = frozenset()
 
     @property
     def step(self) -> dict[str, Any]:
@@ -82,10 +92,21 @@ def plan(
     extension = node(method, name, to / length, own or {})
     arguments |= {"length": length, "reach": None}
     position["init_args"].pop("extension", None)
-    before = built(source, network)
+    before = built(source, network, source.shapes)
     arguments["reach"] = to
-    position["init_args"]["extension"] = extension
-    after = built(source, network)
+    added: dict[str, Tensor] = {}
+    dropped: set[str] = set()
+    if converts(method):
+        conversion = plugins.load(GROUP, method)(**extension["init_args"])
+        old = copy.deepcopy(position)
+        position |= conversion.rewrite(copy.deepcopy(position), before.trunk.geometry)
+        added, dropped = migrated(source, conversion, before, old, position)
+    else:
+        position["init_args"]["extension"] = extension
+    shapes = {name: shape for name, shape in source.shapes.items() if name not in dropped}
+    after = built(source, network, shapes | {name: weight.to("meta") for name, weight in added.items()})
+    if converts(method):
+        position["init_args"] |= after.trunk.position.pinned()
     base = inspect.signature(plugins.load("zoo.positions", name)).parameters.get("base")
     step = {
         "method": method,
@@ -110,9 +131,45 @@ def plan(
         told |= {"length": length, "reach": to}
         there = told.get("position")
         there = there if isinstance(there, dict) else {"class_path": there or name}
-        there["init_args"] = {**(there.get("init_args") or {}), "extension": complete(extension)}
+        if converts(method):
+            there = copy.deepcopy(position)
+        else:
+            there["init_args"] = {**(there.get("init_args") or {}), "extension": complete(extension)}
         told["position"] = there
-    return Plan(source, about, before, after)
+    return Plan(source, about, before, after, added, frozenset(dropped))
+
+
+def migrated(
+    source: Source, conversion: Conversion, before: Decoder, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Weights of an encoding that takes another's place, and the names of those that have no place in it.
+
+    Both encodings are built on the CPU, alone: a conversion meets trained weights and needs no model.
+    """
+    held = sorted(name for name in source.shapes if name.startswith(POSITIONS))
+    state = {name.removeprefix(POSITIONS): weight for name, weight in tensors(source, held).items()}
+    trunk, layers = before.trunk, before.trunk.geometry.layers
+    geometries = [replace(trunk.geometry, layer=layer) for layer in range(layers)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        olds, news = (
+            [checkpoints.callable_of(node, "zoo.positions")(geometry) for geometry in geometries] for node in (old, new)
+        )
+    olds, news = (found if found[0].per_layer else found[:1] for found in (olds, news))
+    for layer, module in enumerate(olds):
+        mine = {name.partition(".")[2]: each for name, each in state.items() if name.partition(".")[0] == str(layer)}
+        if not trunk.bare(layer):
+            module.load_state_dict(mine)
+    added: dict[str, Tensor] = {}
+    for layer, module in enumerate(news):
+        if trunk.bare(layer):
+            continue
+        with torch.no_grad():
+            conversion.migrate(olds[layer if len(olds) > 1 else 0], module)
+        kept = module.state_dict().items()
+        added |= {f"{POSITIONS}{layer}.{name}": weight.detach().contiguous() for name, weight in kept}
+    same = [name for name in held if name in added and torch.equal(state[name.removeprefix(POSITIONS)], added[name])]
+    return {name: weight for name, weight in added.items() if name not in same}, set(held) - set(added)
 
 
 def described(source: Source) -> dict[str, Any]:
@@ -163,7 +220,7 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def built(source: Source, network: Mapping[str, Any]) -> Decoder:
+def built(source: Source, network: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> Decoder:
     """The network, which the checkpoint's weights fit, without memory for them."""
     try:
         with torch.device("meta"), Unfilled():
@@ -174,7 +231,7 @@ def built(source: Source, network: Mapping[str, Any]) -> Decoder:
         raise ZooError(flagged(str(error))) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is copied to where there is no memory
-        checkpoints.fill(model, source.shapes, source.path)
+        checkpoints.fill(model, shapes, source.path)
     return cast(Decoder, model.eval())
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from zoo import checkpoints
@@ -78,6 +79,15 @@ def read(path: Path) -> Source:
     shapes = {name: weight.to("meta") for name, weight in found.weights.items()}
     pages = {name: held(weight) for name, weight in found.weights.items()}
     return Source(path, found.about, shapes, fingerprint(shapes, pages), {})
+
+
+def tensors(source: Source, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some of the weights themselves; of a folder no others are read."""
+    if not source.path.is_dir():
+        weights = checkpoints.read(source.path).weights
+        return {name: weights[name] for name in names}
+    with safe_open(source.path / folder.WEIGHTS, framework="pt") as file:
+        return {name: file.get_tensor(source.tied.get(name, name)) for name in names}
 
 
 def held(weight: Tensor) -> Callable[[int], bytes]:
