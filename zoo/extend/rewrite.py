@@ -37,12 +37,16 @@ class Plan:
         about: The description of the one that comes of it.
         before: The network as it was first trained, without memory for its weights.
         after: The network that it becomes, likewise.
+        added: Weights that are new or take the place of others, on the CPU.
+        dropped: Names of weights that are no more.
     """
 
     source: Source
     about: dict[str, Any]
     before: Decoder = field(repr=False)
     after: Decoder = field(repr=False)
+    added: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    dropped: frozenset[str] = frozenset()
 
     @property
     def step(self) -> dict[str, Any]:
