@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from zoo import checkpoints, cli, plugins
-from zoo.checkpoints import folder, lightning
+from zoo.checkpoints import archive, folder, lightning
 from zoo.data.tokenizer import Tokenizer
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
@@ -376,7 +376,7 @@ def test_a_full_disk_leaves_what_was_there(parent, tmp_path, monkeypatch, name, 
     with monkeypatch.context() as patch:
         if where == "write":
             patch.setattr(yaml, "safe_dump", full)
-            patch.setattr(torch, "save", full)
+            patch.setattr(archive, "add", full)
         elif where == "sync":
             patch.setattr(os, "fsync", full)
         else:

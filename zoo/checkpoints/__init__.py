@@ -1,27 +1,63 @@
-"""Checkpoints: one file a format (`lightning`, `folder`), one description of what is in them.
+"""Checkpoints: one file a format (`lightning`, `folder`, `zero`), one description of what is in them.
 
-Reading never runs pickled code, and never leaves half a file behind.
+Reading never runs pickled code, and never leaves half a file behind. `read` gives weights, `listed` where they lie.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
 
-from zoo.checkpoints import folder, lightning
+from zoo.checkpoints import folder, lightning, zero
 from zoo.checkpoints.description import FORMAT, NESTED, SLOTS, Checkpoint, build, callable_of, describe, fill, owners
+from zoo.checkpoints.stored import Listing
 from zoo.errors import ZooError
 
-__all__ = ["FORMAT", "NESTED", "SLOTS", "Checkpoint", "build", "callable_of", "describe", "fill", "owners", "read"]
+__all__ = [
+    "FORMAT",
+    "NESTED",
+    "SLOTS",
+    "Checkpoint",
+    "Listing",
+    "build",
+    "callable_of",
+    "describe",
+    "fill",
+    "listed",
+    "owners",
+    "read",
+]
+
+Found = TypeVar("Found", Checkpoint, Listing)
 
 
 def read(path: str | Path) -> Checkpoint:
     """A checkpoint of any known format; a sentence where the path holds none."""
-    path = Path(path)
+    found: Checkpoint = form(Path(path)).read(Path(path))
+    return known(found)
+
+
+def listed(path: str | Path) -> Listing:
+    """A checkpoint of any known format, its weights left where they are; a sentence where the path holds none."""
+    found: Listing = form(Path(path)).listed(Path(path))
+    return known(found)
+
+
+def form(path: Path) -> ModuleType:
+    """The module that knows the format of what is at a path."""
     if not path.exists():
         raise ZooError(f"There is no checkpoint at {path}.")
-    found = folder.read(path) if path.is_dir() else lightning.read(path)
+    if not path.is_dir():
+        return lightning
+    return zero if zero.holds(path) else folder
+
+
+def known(found: Found) -> Found:
+    """`found`, unless a later version wrote it."""
     if found.about.get("format", 0) > FORMAT:
         raise ZooError(
-            f"{path} was written by a newer zoo (format {found.about['format']}). Try:  pip install -U positionzoo"
+            f"{found.path} was written by a newer zoo (format {found.about['format']}). "
+            "Try:  pip install -U positionzoo"
         )
     return found

@@ -1,40 +1,87 @@
 """A zoo folder: config.yaml says what it is, model.safetensors holds the weights, tokenizer.json the tokenizer.
 
-It is what a person publishes: README.md is the card. Tied weights are stored once.
+It is what a person publishes: README.md is the card. Tied weights are stored once. A folder that was made of another
+one by changing a few weights keeps that one's model.safetensors as it is, often the very file; what is new or replaced
+lies in position.safetensors, which the config names under `added`, and under `dropped` the weights that are no more.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.checkpoints.description import Checkpoint
+from zoo.checkpoints.stored import Listing, Run, Stored
 from zoo.errors import ZooError
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.yaml", "model.safetensors", "tokenizer.json", "README.md"
+ADDED = "position.safetensors"
+"""Weights that are not in the other file, or take the place of some that are."""
+KINDS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""What safetensors calls the types."""
+NAMES = {kind: name for name, kind in KINDS.items()}
+LONGEST = 100_000_000
+"""Bytes of a header at most, as safetensors has it."""
 
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint of a folder."""
     about = said(path)
     try:
-        weights = load_file(path / WEIGHTS)
-        weights |= {same: weights[name] for same, name in about.pop("tied", {}).items()}
-    except (SafetensorError, KeyError) as error:
+        weights = combined(about, *(load_file(file) for file in files(path, about)))
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, error) from None
     return Checkpoint(path, about, weights)
 
 
+def listed(path: Path) -> Listing:
+    """What a folder holds; its weights stay on the disk."""
+    about = said(path)
+    tied = about.get("tied", {})
+    try:
+        weights = combined(about, *(header(file) for file in files(path, about)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, error) from None
+    return Listing(path, about, weights, tied=tied)
+
+
+def files(path: Path, about: Mapping[str, Any]) -> list[Path]:
+    """The files with weights."""
+    return [path / WEIGHTS, *([path / ADDED] if about.get("added") else [])]
+
+
+def combined(about: dict[str, Any], first: dict[str, Any], second: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The weights of both files by name; takes out of the description what it says of files."""
+    found = first | {same: first[name] for same, name in about.pop("tied", {}).items()} | dict(second or {})
+    about.pop("added", None)
+    for name in about.pop("dropped", []):
+        found.pop(name, None)
+    return found
+
+
 def said(path: Path) -> dict[str, Any]:
-    """The description of a folder, and under "tied" which weights it holds once for two names; reads no weights."""
+    """The description of a folder, and under "tied", "added" and "dropped" what its files hold; reads no weights."""
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if missing:
         raise ZooError(f"{path} is not a zoo checkpoint folder: {' and '.join(missing)} missing.")
@@ -44,6 +91,8 @@ def said(path: Path) -> dict[str, Any]:
             about["tokenizer"] = json.loads((path / TOKENIZER).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise damaged(path, error) from None
+    if about.get("added") and not (path / ADDED).is_file():
+        raise ZooError(f"{path} is damaged: {ADDED} is missing, which its {CONFIG} speaks of.")
     return about
 
 
@@ -52,27 +101,81 @@ def damaged(path: Path, error: Exception) -> ZooError:
     return ZooError(f"{path} is damaged: {type(error).__name__}: {str(error).splitlines()[0][:160]}.")
 
 
-def write(path: str | Path, about: Mapping[str, Any], weights: Mapping[str, Tensor], card: str) -> None:
+def header(path: Path) -> dict[str, Stored]:
+    """Where the tensors of a .safetensors file lie."""
+    try:
+        size, whole = 0, path.stat().st_size
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= min(LONGEST, whole - 8):
+                raise ValueError("its header is longer than the file")
+            nodes = {name: node for name, node in json.loads(file.read(size)).items() if name != "__metadata__"}
+        found, ends = {}, [0]
+        for name, node in nodes.items():
+            kind, (start, stop) = KINDS[node["dtype"]], node["data_offsets"]
+            if stop - start != math.prod(node["shape"]) * kind.itemsize or start < 0:
+                raise ValueError(f"{name} is not as long as its shape says")
+            found[name] = Stored(kind, tuple(node["shape"]), (Run(path, 8 + size + start, stop - start),))
+            ends.append(stop)
+        if 8 + size + max(ends) != whole:
+            raise ValueError(f"the file has {whole} bytes and should have {8 + size + max(ends)}")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ZooError(f"{path} is damaged: {str(error)[:160]}.") from None
+    return found
+
+
+def pack(path: Path, weights: Mapping[str, Stored]) -> None:
+    """Write a .safetensors file, one buffer of bytes after the other."""
+    order = sorted(weights.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # so that each is aligned
+    nodes: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, stored in order:
+        if stored.dtype not in NAMES:
+            raise ZooError(f"Weights of type {str(stored.dtype).removeprefix('torch.')} cannot be written: {name}.")
+        nodes[name] = {
+            "dtype": NAMES[stored.dtype],
+            "shape": list(stored.shape),
+            "data_offsets": [end, end + stored.size],
+        }
+        end += stored.size
+    head = json.dumps(nodes, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb", buffering=0) as file:
+        for chunk in (len(head).to_bytes(8, "little"), head):
+            file.write(chunk)
+        for _, stored in order:
+            for part in stored.chunks():
+                file.write(part)
+
+
+def write(path: str | Path, about: Mapping[str, Any], weights: Mapping[str, Tensor | Stored], card: str) -> None:
     """Write a folder; each file appears whole, the config last, so that a folder with a config is complete."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, Stored] = {}
     tied: dict[str, str] = {}
-    places: dict[tuple[int, int], str] = {}
+    places: dict[Any, str] = {}
     for name, value in weights.items():
-        place = value.untyped_storage().data_ptr(), int(value.storage_offset())
-        if place in places and value.numel():
-            tied[name] = places[place]
+        stored = value if isinstance(value, Stored) else Stored.of(value)
+        if stored.size and (first := places.setdefault(place(value), name)) != name:
+            tied[name] = first
         else:
-            places[place] = name
-            kept[name] = value.detach().cpu().contiguous()
-    about = dict(about)
-    tokenizer = about.pop("tokenizer", None)
-    if tied:
-        about["tied"] = tied
+            kept[name] = stored
     beside = path / f".{WEIGHTS}.part"
-    save_file(kept, beside, metadata={"format": "pt"})
+    pack(beside, kept)
     os.replace(beside, path / WEIGHTS)
+    describe(path, {**about, "tied": tied}, card)
+
+
+def place(value: Tensor | Stored) -> Any:
+    """What two weights have in common that are stored once."""
+    return value if isinstance(value, Stored) else (value.untyped_storage().data_ptr(), int(value.storage_offset()))
+
+
+def describe(path: Path, about: Mapping[str, Any], card: str) -> None:
+    """Write all but the weights; what is empty of "tied", "added" and "dropped" is left out."""
+    about = {key: value for key, value in about.items() if value or key not in ("tied", "added", "dropped")}
+    tokenizer = about.pop("tokenizer", None)
     texts = {CARD: card, CONFIG: yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}
     if tokenizer is not None:
         texts = {TOKENIZER: json.dumps(tokenizer), **texts}

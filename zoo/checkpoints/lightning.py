@@ -7,17 +7,22 @@ strings and containers; a file that needs more is refused before it could be ope
 from __future__ import annotations
 
 import os
-import pickle
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zoo.checkpoints import archive
 from zoo.checkpoints.description import Checkpoint
+from zoo.checkpoints.stored import Listing, Stored
 from zoo.errors import ZooError
 
 PREFIX = "network."
 """What a task calls its network."""
+KEPT = ("epoch", "global_step", "pytorch-lightning_version")
+"""What a checkpoint without the state of an optimizer says of its run."""
 
 
 def load(path: str | Path, **options: Any) -> dict[str, Any]:
@@ -25,34 +30,67 @@ def load(path: str | Path, **options: Any) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ZooError(f"There is no checkpoint at {path}.")
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu", mmap=True, **options)
-    except pickle.UnpicklingError as error:
-        lines = str(error).splitlines()
-        culprit = next((line for line in lines if "GLOBAL" in line or "global" in line), lines[0] if lines else "")
-        raise ZooError(
-            f"{path} was not opened: it is damaged, is no checkpoint, or needs code beyond plain tensors and "
-            f"containers ({culprit.strip()[:160]})."
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise ZooError(f"{path} is truncated or is not a checkpoint ({reason}).") from None
-    if not isinstance(content, dict) or "state_dict" not in content:
+    return checked(archive.load(path, map_location="cpu", mmap=True, **options), path)
+
+
+def checked(content: Any, path: Path) -> dict[str, Any]:
+    """The content, if it is that of a training checkpoint."""
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ZooError(f"{path} is not a training checkpoint: it has no state_dict.")
     return content
+
+
+def told(content: Mapping[str, Any], path: Path, kind: str = "Lightning") -> dict[str, Any]:
+    """The description in a content; a sentence where there is none."""
+    if not isinstance(content.get("zoo"), dict):
+        raise ZooError(f"{path} is a {kind} checkpoint of another program: it does not say which zoo model it holds.")
+    return content["zoo"]
+
+
+def own(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a task's weights that are its network's, by their names there."""
+    return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
 
 
 def read(path: Path) -> Checkpoint:
     """The network of a training checkpoint."""
     content = load(path)
-    if "zoo" not in content:
-        raise ZooError(
-            f"{path} is a Lightning checkpoint of another program: it does not say which zoo model it holds."
-        )
-    weights = {
-        name.removeprefix(PREFIX): value for name, value in content["state_dict"].items() if name.startswith(PREFIX)
+    return Checkpoint(path, told(content, path), own(content["state_dict"]))
+
+
+def listed(path: Path) -> Listing:
+    """What a training checkpoint holds; its weights stay on the disk."""
+    found = archive.Archive(path)
+    content = checked(found.content, path)
+    about = told(content, path)
+    weights = {name: found.stored(value) for name, value in own(content["state_dict"]).items()}
+    return Listing(path, about, weights, kept(content))
+
+
+def kept(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays of a run where its optimizer does not."""
+    return {key: content[key] for key in KEPT if key in content}
+
+
+def write(path: Path, about: Mapping[str, Any], weights: Mapping[str, Stored], run: Mapping[str, Any]) -> None:
+    """Write a checkpoint without the state of an optimizer; no weight is ever whole in memory.
+
+    Args:
+        path: The file.
+        about: The description.
+        weights: The network's.
+        run: What is kept of the run; where it is empty, what the description says.
+    """
+    trained = about.get("trained") or {}
+    content = {
+        "epoch": trained.get("epochs", 0),
+        "global_step": trained.get("steps", 0),
+        "pytorch-lightning_version": version("lightning"),
+        **run,
+        "state_dict": {f"{PREFIX}{name}": weight for name, weight in weights.items()},
+        "zoo": dict(about),
     }
-    return Checkpoint(path, content["zoo"], weights)
+    archive.save(content, path)
 
 
 def save(content: dict[str, Any], path: str | Path) -> None:

@@ -23,7 +23,7 @@ from zoo import checkpoints, plugins
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.extend.methods import GROUP, complete, converts, node, usual
-from zoo.extend.source import Source, tensors
+from zoo.extend.source import Source
 from zoo.extension import Conversion
 from zoo.generate import MOST
 from zoo.lengths import short
@@ -147,7 +147,7 @@ def migrated(
     Both encodings are built on the CPU, alone: a conversion meets trained weights and needs no model.
     """
     held = sorted(name for name in source.shapes if name.startswith(POSITIONS))
-    state = {name.removeprefix(POSITIONS): weight for name, weight in tensors(source, held).items()}
+    state = {name.removeprefix(POSITIONS): source.weights[name].tensor() for name in held}
     trunk, layers = before.trunk, before.trunk.geometry.layers
     geometries = [replace(trunk.geometry, layer=layer) for layer in range(layers)]
     with torch.random.fork_rng(devices=[]):

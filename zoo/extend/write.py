@@ -8,20 +8,15 @@ ever writes into a file of weights that exists, so neither harms the other.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import yaml
-from safetensors import SafetensorError
 
 from zoo import checkpoints
 from zoo.checkpoints import folder, lightning
+from zoo.checkpoints.stored import Stored
 from zoo.errors import ZooError
 from zoo.extend.rewrite import Plan
 from zoo.lengths import short
@@ -29,8 +24,6 @@ from zoo.lengths import short
 SUFFIX = ".ckpt"
 CLONE = 0x40049409
 """The ioctl that makes a file of another's blocks, where the file system can (FICLONE)."""
-KEPT = ("epoch", "global_step", "pytorch-lightning_version")
-"""What stays of a Lightning checkpoint beside the weights and the description; no state of an optimizer."""
 
 
 def usual(plan: Plan) -> Path:
@@ -63,41 +56,39 @@ def write(plan: Plan, out: Path, card: Callable[[str], str]) -> str:
         out: Where: a Lightning checkpoint if it ends in .ckpt, else a folder.
         card: Makes the README of a folder of how the weights came.
     """
+    source = plan.source
+    weights = {name: stored for name, stored in source.weights.items() if name not in plan.dropped}
+    weights |= {name: Stored.of(tensor) for name, tensor in plan.added.items()}
     with whole(out) as beside:
         if out.name.endswith(SUFFIX):
-            lightning.save(training(plan), beside)
-            return "conversion"
-        beside.mkdir()
-        source = plan.source.path
-        if source.is_dir():
-            how = clone(source / folder.WEIGHTS, beside / folder.WEIGHTS)
-            about = dict(plan.about) | ({"tied": plan.source.tied} if plan.source.tied else {})
-            tokenizer = about.pop("tokenizer", None)
-            if tokenizer is not None:
-                (beside / folder.TOKENIZER).write_text(json.dumps(tokenizer), encoding="utf-8")
-            text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
-            (beside / folder.CONFIG).write_text(text, encoding="utf-8")
-            (beside / folder.CARD).write_text(card(how), encoding="utf-8")
-            return how
-        folder.write(beside, plan.about, checkpoints.read(source).weights, card("conversion"))
-        return "conversion"
+            lightning.write(beside, plan.about, weights, source.run)
+        elif checkpoints.form(source.path) is folder:
+            return linked(plan, weights, beside, card)
+        else:
+            folder.write(beside, plan.about, weights, card("conversion"))
+    return "conversion"
 
 
-def training(plan: Plan) -> dict[str, Any]:
-    """The content of a Lightning checkpoint that says nothing of an optimizer."""
-    source = plan.source.path
-    if source.is_dir():
-        trained = plan.about.get("trained") or {}
-        content: dict[str, Any] = {
-            "epoch": trained.get("epochs", 0),
-            "global_step": trained.get("steps", 0),
-            "pytorch-lightning_version": version("lightning"),
-        }
-    else:
-        content = {key: value for key, value in lightning.load(source).items() if key in KEPT}
-    weights = checkpoints.read(source).weights
-    content["state_dict"] = {f"{lightning.PREFIX}{name}": weight for name, weight in weights.items()}
-    return content | {"zoo": plan.about}
+def linked(plan: Plan, weights: Mapping[str, Stored], beside: Path, card: Callable[[str], str]) -> str:
+    """Make a folder of a folder: its file of weights under another name, and beside it what that does not hold."""
+    source = plan.source
+    beside.mkdir()
+    first = folder.header(source.path / folder.WEIGHTS)
+    first |= {same: first[name] for same, name in source.tied.items()}
+    how = clone(source.path / folder.WEIGHTS, beside / folder.WEIGHTS)
+    added = {name: stored for name, stored in weights.items() if first.get(name) != stored}
+    second = source.path / folder.ADDED
+    if added and second.is_file() and added == folder.header(second):
+        clone(second, beside / folder.ADDED)
+    elif added:
+        folder.pack(beside / folder.ADDED, added)
+    notes = {
+        "tied": source.tied,
+        "added": folder.ADDED if added else None,
+        "dropped": sorted(first.keys() - weights.keys()),
+    }
+    folder.describe(beside, {**plan.about, **notes}, card(how))
+    return how
 
 
 def clone(source: Path, target: Path) -> str:
@@ -129,7 +120,7 @@ def whole(out: Path) -> Iterator[Path]:
             flush(path)
         replace(beside, target)
         flush(target.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise ZooError(f"{out} was not written: {reason}. What was there before is as it was.") from error
     finally:
