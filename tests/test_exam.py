@@ -50,6 +50,9 @@ PARTIALS = [partial(POSITIONS[name], **change) for name, change in VARIANTS if n
 EXTENDED = [  # what the exam of an extension does not ask: every check of an encoding, and of one within another
     partial(POSITIONS["RoPE"], extension=partial(EXTENSIONS["YaRN"], factor=2.5), pairing="interleaved"),
     partial(POSITIONS["PoPE"], extension=EXTENSIONS["DynamicNTK"]),
+    partial(POSITIONS["RoPE"], extension=partial(EXTENSIONS["SelfExtend"], factor=4.0), fraction=0.5),
+    partial(POSITIONS["pRoPE"], extension=EXTENSIONS["DualChunk"], pairing="interleaved"),
+    partial(EXTENSIONS["ReRoPE"], log_n=False),
     partial(POSITIONS["ALiBi"], extension=EXTENSIONS["DynamicDistanceScaling"], trainable=True),
     partial(POSITIONS["T5"], extension=partial(EXTENSIONS["DistanceScaling"], factor=2.5)),
     partial(EXTENSIONS["Resonance"], extension=partial(EXTENSIONS["DynamicNTK"], factor=2.0)),

@@ -24,6 +24,7 @@ TINY = [
 ]  # fmt: skip
 EXTENSIONS, POSITIONS = plugins.classes("zoo.extensions"), plugins.classes("zoo.positions")
 NESTED = ["--model.position.extension=Resonance", "--model.position.extension.extension=YaRN"]
+MAPS = {"ReRoPE", "LeakyReRoPE", "SelfExtend", "DualChunk"}
 FACTOR = "--model.position.extension.extension.factor=2.5"
 
 
@@ -156,6 +157,14 @@ def test_one_that_is_not_installed_is_named_with_its_distribution(trained, tmp_p
             "--model.position FIRE --model.position.extension DistanceScaling",
             ["FIRE takes no extension, because", "any length", "Those that take some: ALiBi"],
         ),
+        (
+            "--model.position PoPE --model.position.extension SelfExtend --model.position.extension.factor 4",
+            ["SelfExtend does not extend PoPE, which takes"],
+        ),
+        (
+            "--model.position.extension ReRoPE --model.kernel SDPA",
+            ["SDPA cannot carry the bias of the position encoding RoPE", "adds a Logits bias", "Tiled"],
+        ),
         ("--model.position NoPE --model.position.extension YaRN", ["NoPE takes no extension. Those that take some"]),
         ("--model.position.extension Resonance --model.position.extension.extension Lineer", ["Did you mean Linear?"]),
     ],
@@ -228,13 +237,16 @@ def test_which_encodings_take_which_extensions():
     biases = {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"}
     assert {name for name, encoding in POSITIONS.items() if taken(encoding)} == takers | biases
     assert {name for name, _ in extended(EXTENSIONS["YaRN"])} == takers
+    for name in MAPS:
+        assert {owner for owner, _ in extended(EXTENSIONS[name])} == {"RoPE", "pRoPE"}
     assert {name for name, _ in extended(partial(EXTENSIONS["YaRN"], factor=2.0))} == takers
 
     class Elsewhere(Extension):
         """Of another family."""
 
     assert not list(extended(Elsewhere))
-    assert taken(POSITIONS["RoPE"]) == (WaveExtension,)
+    assert taken(POSITIONS["PoPE"]) == (WaveExtension,)
+    assert len(taken(POSITIONS["RoPE"])) == 2
 
 
 def test_details_describe_them():
@@ -244,13 +256,14 @@ def test_details_describe_them():
     for row in rows.values():
         waves = issubclass(EXTENSIONS[row["name"]], WaveExtension)
         biases = {"T5"} if row["name"] == "BucketScaling" else {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"}
-        assert set(row["extends"]) == ({"RoPE", "pRoPE", "PoPE"} if waves else biases)
+        rotary = {"RoPE", "pRoPE", "PoPE"} if waves else {"RoPE", "pRoPE"}
+        assert set(row["extends"]) == (rotary if waves or row["name"] in MAPS else biases)
         assert "arXiv:" in row["source"]
         assert row["summary"].endswith(".")
     assert rows["YaRN"]["arguments"]["factor"] == "required"
     assert rows["YaRN"]["arguments"]["slow"] == 1.0
     dynamic = {name for name, row in rows.items() if row["dynamic"]}
-    assert dynamic == {"DynamicNTK", "LongRoPE", "DynamicDistanceScaling"}
+    assert dynamic == {"DynamicNTK", "LongRoPE", "DynamicDistanceScaling", "DualChunk"}
     assert "Linear(factor=required)" in text
     assert "; chooses by the extent of a request" in text.split("DynamicNTK(")[1].splitlines()[2]
     json.dumps(list(rows.values()))

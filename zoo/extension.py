@@ -28,6 +28,10 @@ class Extension:
     dynamic: bool = False
     """Whether it looks at the extent of a request; otherwise all requests are served alike."""
 
+    def account(self) -> list[str]:
+        """What it does with these numbers, in clauses for a person, as far as a table of waves does not tell."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class Series:

@@ -5,6 +5,7 @@ An encoding is asked by running it on two positions, since what it returns is da
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -161,4 +162,26 @@ def matrix() -> list[Cell]:
                 except ZooError as error:
                     reasons = [str(error)]
                 cells.append(Cell(name, other, axes, tuple(reasons)))
+    return cells
+
+
+def mapped() -> list[Cell]:
+    """Cells of encodings that tell positions on another rung with an extension than without, in a small decoder."""
+    cells = []
+    for name, encoding in plugins.classes("zoo.positions").items():
+        for other, extension in plugins.classes("zoo.extensions").items():
+            if not issubclass(extension, taken(encoding)):
+                continue
+            factor = inspect.signature(extension).parameters.get("factor")
+            needs = factor is not None and factor.default is factor.empty
+            try:
+                plain = encoding(GEOMETRY)
+                longer = encoding(GEOMETRY, extension=partial(extension, factor=2.0) if needs else extension)
+            except ZooError:  # it needs more than a factor
+                continue
+            if (asked := request(longer)).rung is request(plain).rung:
+                continue
+            both = f"{name} + {other}"
+            for kernel, found in plugins.classes("zoo.kernels").items():
+                cells.append(Cell(both, kernel, 1, tuple(objections(asked, found(GEOMETRY), other))))
     return cells

@@ -14,7 +14,7 @@ from typing import Any
 from zoo import plugins
 from zoo.bias import rung
 from zoo.errors import ZooError
-from zoo.matrix import GEOMETRY, GRID, Cell, extended, places
+from zoo.matrix import GEOMETRY, GRID, Cell, extended, mapped, places
 from zoo.matrix import matrix as cells
 from zoo.position import Encoding, Geometry
 
@@ -121,14 +121,20 @@ def details() -> tuple[list[dict[str, Any]], str]:
 
 def matrix() -> tuple[list[dict[str, Any]], str]:
     """A document and a text: which encoding goes with which kernel."""
-    found = cells()
+    plain, longer = cells(), mapped()
+    found = plain + longer
     document = [
         {"position": c.position, "kernel": c.kernel, "axes": c.axes, "works": not c.reasons, "reasons": list(c.reasons)}
         for c in found
     ]
     text = "\n\n".join(
-        f"{title}\n{grid([cell for cell in found if cell.axes == axes])}"
-        for axes, title in ((1, "decoder (text)"), (2, "vision transformer (images)"))
+        f"{title}\n{grid(part)}"
+        for title, part in (
+            ("decoder (text)", [cell for cell in plain if cell.axes == 1]),
+            ("vision transformer (images)", [cell for cell in plain if cell.axes == 2]),
+            ("decoder, extended by a map of the logits", longer),
+        )
+        if part
     )
     pairs: dict[str, list[Cell]] = {}
     for cell in found:

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.extension import Series, WaveExtension
 from zoo.position import EXACT, Geometry, PositionEncoding
+from zoo_positions.relocation import Relocation
 
 
 def spectrum(base: float, width: int, kind: torch.dtype = torch.float32) -> Tensor:
@@ -53,7 +54,8 @@ class Waves(PositionEncoding):
         width: Channels of one axis that the exponents are taken over.
         kept: Use so many of the fastest waves; None: all.
         still: Follow them by so many waves of frequency 0.
-        extension: How the waves read further than they were trained; one is built for each axis.
+        extension: How the waves read further than they were trained; one is built for each axis. A relocation changes
+            no wave; an encoding whose annotation takes one asks it.
     """
 
     frequencies: Tensor
@@ -67,14 +69,19 @@ class Waves(PositionEncoding):
         width: int,
         kept: int | None = None,
         still: int = 0,
-        extension: Callable[[Series], WaveExtension] | None = None,
+        extension: Callable[[Series], WaveExtension | Relocation] | None = None,
     ) -> None:
         super().__init__(geometry)
         self.base, self.width, self.kept, self.still = base, width, kept, still
         spectrum(base, width)  # says what is wrong with a base before an extension takes its logarithm
         series = [Series(base=base, width=width, length=size, axes=geometry.axes) for size in geometry.length]
         self.extensions = [extension(one) for one in series] if extension is not None else []
-        self.dynamic = any(one.dynamic for one in self.extensions)
+        self.moving = [one for one in self.extensions if isinstance(one, WaveExtension)]
+        self.dynamic = any(one.dynamic for one in self.moving)
+        self.relocation = next((one for one in self.extensions if isinstance(one, Relocation)), None)
+        if self.relocation is not None:
+            self.relocation.serves(geometry)
+            self.relative = self.relocation.relative
         self.factor = self.extended(torch.float32, 1)[1]
         home = torch.get_default_device()
         home = torch.device("cpu") if home.type == "meta" else home
@@ -87,10 +94,10 @@ class Waves(PositionEncoding):
     def extended(self, kind: torch.dtype, extent: int) -> tuple[Tensor, float]:
         """Frequencies [axes, waves] and the attention factor of a request, computed anew, on the CPU."""
         waves, axes = spectrum(self.base, self.width, kind)[: self.kept], self.geometry.axes
-        found = [one.waves(waves, extent) for one in self.extensions] or [(waves, 1.0)] * axes
+        found = [one.waves(waves, extent) for one in self.moving] or [(waves, 1.0)] * axes
         if len({factor for _, factor in found}) > 1:
             raise ZooError(
-                f"{type(self.extensions[0]).__name__} gives the axes of a grid of {self.geometry.length} attention "
+                f"{type(self.moving[0]).__name__} gives the axes of a grid of {self.geometry.length} attention "
                 "factors that differ, and there is one for the whole logit. Try one that has none, such as Linear."
             )
         still = waves.new_zeros(self.still)

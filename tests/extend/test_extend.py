@@ -294,6 +294,43 @@ def test_every_method_of_a_bias(tmp_path, position, capsys):
     assert described(tmp_path / "usual")["extended"]["chain"][0]["method"] == "DistanceScaling"
 
 
+@pytest.mark.parametrize(
+    ("method", "flags", "says"),
+    [
+        ("ReRoPE", [], "keys up to 4 back are rotated as in training, all before them as if 4 back"),
+        ("LeakyReRoPE", [], "distances grow 5.364 times slower and reach 15 after 63"),
+        ("SelfExtend", ["--group", "8"], "those before them in groups of 8: up to 96 tokens"),
+        ("DualChunk", ["--local=4"], "anew every 8 tokens; keys of earlier chunks are rotated as if at most 12 back"),
+    ],
+)
+@pytest.mark.parametrize("position", ["RoPE", "pRoPE"])
+def test_positions_that_are_mapped(tmp_path, position, method, flags, says, capsys):
+    parent = store(tmp_path / "a", position)
+    shown = extend(parent, "--to=64", "--method", method, *flags, "--json", "--out", tmp_path / "b", capsys=capsys)
+    told = json.loads(shown.out)
+    assert says in told["account"][0]
+    assert says in shown.err
+    assert says in (tmp_path / "b" / "README.md").read_text()
+    assert {row["ratio"] for row in told["waves"]} <= {1.0, None}
+    assert len(told["waves"]) == 8
+    assert told["attention"] == pytest.approx(0.05 * math.log(4) + 1 if method == "DualChunk" else 1)
+    assert told["unchanged"] == (method == "DualChunk")
+    own = {"group": 8, "factor": 4.0} if method == "SelfExtend" else {"local": 4} if method == "DualChunk" else {}
+    own = {"factor": 4.0} if method == "LeakyReRoPE" else own
+    assert torch.equal(
+        logits(tmp_path / "b"), byhand(dict(checkpoints.read(parent).weights), position, method=method, **own)
+    )
+    same = (logits(tmp_path / "b", 16) - logits(parent, 16)).abs().max() < 1e-4
+    assert bool(same) == told["unchanged"]
+
+
+def test_a_map_needs_a_kernel_that_carries_it(tmp_path):
+    path = store(tmp_path / "a", kernel={"class_path": "SDPA", "init_args": {}})
+    assert "the kernel SDPA cannot carry the bias" in refused(path, "--to=64", "--method=SelfExtend")
+    told = refused(store(tmp_path / "b"), "--to=64", "--method=SelfExtend", "--group=2")
+    assert "does not reach 64 tokens within the 16 of training. Give 6, or leave it out:  --group 6" in told
+
+
 def test_one_that_needs_none_says_so(tmp_path):
     told = refused(store(tmp_path / "a", "FIRE"), "--to", "64")
     assert "FIRE takes no extension, because what its function is given stays between 0 and 1 at any length" in told
@@ -416,7 +453,7 @@ def test_generation_goes_as_far_as_the_reach(parent, tmp_path, capsys):
         cli.run(["generate", str(tmp_path / "tiny-64"), "--prompt", "a" * 65])
 
 
-@pytest.mark.parametrize("method", ["YaRN", "DynamicNTK"])
+@pytest.mark.parametrize("method", ["YaRN", "DynamicNTK", "ReRoPE", "LeakyReRoPE", "SelfExtend", "DualChunk"])
 def test_decoding_with_a_cache_is_one_forward(parent, tmp_path, method):
     extend(parent, "--to", "64", "--method", method, "--out", tmp_path / "long")
     model = checkpoints.read(tmp_path / "long").network()

@@ -22,12 +22,16 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def waves(model: Decoder, extent: int) -> tuple[Tensor, float]:
-    """Radians per position [waves] and the attention factor of a request of `extent` tokens; none where none turn."""
+    """Radians per position [waves] and the attention factor of a request of `extent` tokens; none where none turn.
+
+    Where positions are mapped the waves turn in a map of the logits, which tells the rotation that it works with.
+    """
     position = model.trunk.position
     rotation = None
     if not position.content and isinstance(getattr(position, "frequencies", None), Tensor):
         at = torch.zeros(1, 1)
-        rotation = position(at, at, extent).rotation
+        told = position(at, at, extent)
+        rotation = told.rotation or getattr(told.bias, "rotation", None)
     if rotation is None:
         return torch.empty(0, dtype=torch.float64), 1.0
     return rotation.frequencies[0].detach().double().cpu(), float(rotation.factor)
@@ -51,6 +55,8 @@ def figures(plan: Plan) -> dict[str, Any]:
     before, plain = waves(plan.before, length)
     after, factor = waves(plan.after, reach)
     within = waves(plan.after, length)
+    position = plan.after.trunk.position
+    mapped = request(position).rung is not request(plan.before.trunk.position).rung
     dynamic = any(plugins.load(GROUP, word.strip()).dynamic for word in plan.step["method"].split("+"))
     still = torch.zeros(len(before) - len(after), dtype=torch.float64)  # of a conversion
     rows = []
@@ -78,7 +84,8 @@ def figures(plan: Plan) -> dict[str, Any]:
         "encoding": plan.about["network"]["init_args"]["position"]["class_path"],
         "attention": factor,
         "dynamic": dynamic,
-        "unchanged": bool(torch.equal(within[0], before)) and within[1] == plain if rows else dynamic,
+        "account": [line for one in getattr(position, "extensions", ()) for line in one.account()],
+        "unchanged": dynamic if mapped or not rows else bool(torch.equal(within[0], before)) and within[1] == plain,
         "waves": rows,
         "undertrained": [row["wave"] for row in rows if row["undertrained"]],
         "cache": cached(plan.after, reach),
@@ -119,6 +126,7 @@ def summary(told: dict[str, Any]) -> list[str]:
             f"attention factor {told['attention']:.4f}: rotated logits are multiplied by {told['attention'] ** 2:.4f}",
             f"{few} of {several} waves did not turn once over {length} tokens: some of their angles were never trained",
         ]
+    lines[1:1] = told["account"]
     if told["dynamic"]:
         table = f"; the table is of one of {reach} tokens" if several else ""
         lines.append(f"chosen by the length of each request{table}")

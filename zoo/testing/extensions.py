@@ -24,6 +24,7 @@ from zoo.testing import positions
 from zoo.testing.probe import (
     Skip,
     Subject,
+    apart,
     blame,
     check,
     close,
@@ -37,7 +38,6 @@ from zoo.testing.probe import (
     weights,
 )
 from zoo.testing.settings import candidates, keywords
-from zoo.trunk import Trunk
 
 SERIES = (
     Series(base=10_000.0, width=16, length=64),
@@ -47,7 +47,6 @@ SERIES = (
 )
 """A tiny model, a small one, Llama 3, and one axis of a vision transformer."""
 FACTOR = 4.0
-FIBONACCI = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0, 144.0, 233.0)
 
 
 def takes_factor(subject: Subject) -> bool:
@@ -269,11 +268,6 @@ def reach(subject: Subject) -> None:
         extent = 4 * size(changed)
         gap = (weights(plain, apart(plain, extent), extent) - weights(changed, apart(plain, extent), extent)).abs()
         assert float(gap.max()) > 1e-6, f"{name} attends with {title(subject)} as without: it does not ask it."
-
-
-def apart(model: Trunk, extent: int) -> Tensor:
-    """Positions at many distances from each other, short ones and long; on a grid a dozen patches."""
-    return some(model) if model.geometry.axes > 1 else torch.tensor([[p] for p in FIBONACCI if p < extent]).float()
 
 
 @check

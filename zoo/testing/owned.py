@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from zoo.testing import positions
-from zoo.testing.extensions import FACTOR, apart, extending, given, hosts, reach, stored, takes_factor
-from zoo.testing.probe import Skip, Subject, check, encode, kind, models, size, some, title, weights
+from zoo.testing.extensions import FACTOR, extending, given, hosts, reach, stored, takes_factor
+from zoo.testing.probe import Skip, Subject, apart, check, encode, kind, models, size, some, title, weights
 from zoo.testing.settings import candidates, keywords
 from zoo.trunk import Trunk
 
@@ -51,13 +51,27 @@ def requests(model: Trunk) -> tuple[int, ...]:
 
 @check
 def identity(subject: Subject) -> None:
-    """With a factor of 1 nothing changes within the trained length, to the last bit."""
+    """With a factor of 1 nothing changes within the trained length, to the last bit of what the encoding tells.
+
+    An encoding that tells positions at another place with the extension, as a map of the logits in place of a rotation,
+    makes its logits in another order of operations; there it is attention that does not change.
+    """
     if not takes_factor(subject):
         raise Skip(f"{title(subject)} has no `factor` to set to 1.")
     for name, plain, longer in pairs(given(subject, 1.0)):
-        told = (list(positions.parts(encode(each.position, some(each), size(each)))) for each in (plain, longer))
-        for (part, before), (_, after) in zip(*told, strict=True):
-            assert torch.equal(before, after), (
+        before, after = (
+            list(positions.parts(encode(each.position, some(each), size(each)))) for each in (plain, longer)
+        )
+        if [part for part, _ in before] != [part for part, _ in after]:
+            at = apart(plain, size(plain))
+            gap = difference(*(weights(each, at, size(plain)) for each in (plain, longer)))
+            assert gap <= 1e-9, (
+                f"With a factor of 1 {title(subject)} changes the attention of {name} within the trained length by "
+                f"{gap:.2g}."
+            )
+            continue
+        for (part, old), (_, new) in zip(before, after, strict=True):
+            assert torch.equal(old, new), (
                 f"With a factor of 1 {title(subject)} changes the {part} of {name} within the trained length."
             )
 

@@ -25,6 +25,7 @@ from zoo.testing.probe import (
     STD,
     Skip,
     Subject,
+    apart,
     blame,
     build,
     check,
@@ -100,11 +101,12 @@ def shift(subject: Subject) -> None:
     """Attention does not change when all positions move together, if and only if the encoding says `relative`."""
     name = title(subject)
     for model in models(subject, image=replace(GRID, prefix=0)):  # registers stay where they are, which is nowhere
-        moved, extent = {}, end(model.double())[1]
-        still = weights(model, some(model), extent)
+        last, extent = end(model.double())
+        at, moved = (apart(model, extent) if last == FAR else some(model)), {}
+        still = weights(model, at, extent)
         for move in (17, 40, FAR - 1000) if model.geometry.axes == 1 else ((0, 2), (1, 0), (17, 40)):
             try:
-                there = weights(model, some(model) + torch.tensor(move), extent)
+                there = weights(model, at + torch.tensor(move), extent)
             except ZooError:
                 continue  # beyond its table
             moved[move] = float((there - still).abs().max())

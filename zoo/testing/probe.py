@@ -35,6 +35,7 @@ GRID = replace(GEOMETRY, length=(4, 6), prefix=3, causal=False)
 """Patches: a grid that is not square, behind three registers."""
 STD = 0.125
 """Standard deviation of weights that makes logits of order 1 at this width, so that attention is far from uniform."""
+FIBONACCI = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0, 144.0, 233.0)
 
 
 class Skip(Exception):  # noqa: N818 - it reports no error
@@ -193,6 +194,11 @@ def line(tokens: int, start: int = 0) -> Tensor:
 def some(model: Trunk, start: float = 0) -> Tensor:
     """A dozen positions from `start` on, in a line or on a grid."""
     return start + (line(12) if model.geometry.axes == 1 else grid(3, 4))
+
+
+def apart(model: Trunk, extent: int) -> Tensor:
+    """Positions at many distances from each other, short ones and long; on a grid a dozen patches."""
+    return some(model) if model.geometry.axes > 1 else torch.tensor([[p] for p in FIBONACCI if p < extent]).float()
 
 
 def size(model: Trunk) -> int:

@@ -14,6 +14,7 @@ import torch
 from zoo.errors import ZooError
 from zoo.extension import Series, WaveExtension
 from zoo.position import Geometry
+from zoo_positions.relocation import Relocation
 from zoo_positions.rope.rope import RoPE
 
 
@@ -43,7 +44,7 @@ class pRoPE(RoPE):  # noqa: N801 - the paper's capitals
         base: float = 10000.0,
         fraction: float = 0.75,
         pairing: Literal["half", "interleaved"] = "half",
-        extension: Callable[[Series], WaveExtension] | None = None,
+        extension: Callable[[Series], WaveExtension | Relocation] | None = None,
     ) -> None:
         if not 0 <= fraction <= 1:
             raise ZooError(f"pRoPE cannot turn a fraction {fraction} of the pairs. Give at least 0 and at most 1.")

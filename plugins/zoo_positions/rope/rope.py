@@ -7,6 +7,7 @@ the second half with the column, each over a full spectrum of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.extension import Series, WaveExtension
 from zoo.position import Encoding, Geometry, Rotation
+from zoo_positions.relocation import Relocated, Relocation
 from zoo_positions.waves import Waves, angles, table
 
 
@@ -33,7 +35,8 @@ class RoPE(Waves):
         fraction: Part of the head's channels that is rotated, the leading ones; exponents are taken over these.
         pairing: Pairs are channels (t, t + r/2) for "half" (Llama, GPT-NeoX), (2t, 2t + 1) for "interleaved" (GPT-J).
         extension: How it reads further than it was trained, a plugin such as YaRN (default: not at all). Its attention
-            factor multiplies cos and sin, and with them the rotated channels' part of the logits twice.
+            factor multiplies cos and sin, and with them the rotated channels' part of the logits twice. With one that
+            maps positions, such as SelfExtend, RoPE is a Logits bias in place of a rotation.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class RoPE(Waves):
         base: float = 10000.0,
         fraction: float = 1.0,
         pairing: Literal["half", "interleaved"] = "half",
-        extension: Callable[[Series], WaveExtension] | None = None,
+        extension: Callable[[Series], WaveExtension | Relocation] | None = None,
     ) -> None:
         if not 0 < fraction <= 1:
             raise ZooError(f"RoPE cannot rotate a fraction {fraction} of a head. Give more than 0 and at most 1.")
@@ -65,10 +68,20 @@ class RoPE(Waves):
         hidden: Tensor | None = None,
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
+        if self.relocation is None:
+            return Encoding(rotation=self.turn(queries, extent))
+        turn, heads = partial(self.turn, extent=extent), self.geometry.heads
+        bias = Relocated(self.relocation, turn, queries, keys, extent, heads=heads)
+        return Encoding(bias=bias, scale=self.relocation.scale(queries))
+
+    def turn(self, positions: Tensor, extent: int) -> Rotation:
+        """The rotation of a request at some positions, [tokens, axes] or [batch, tokens, axes]."""
         frequencies, factor = self.request(extent)
-        angle = angles(queries, frequencies, extent)
+        if self.relocation is not None:
+            factor *= self.relocation.gain(extent)
+        angle = angles(positions, frequencies, extent)
         angle = angle[None, None] if angle.ndim == 2 else angle.unsqueeze(1)
-        rotation = Rotation(
+        return Rotation(
             table(angle.cos(), frequencies, factor),
             table(angle.sin(), frequencies, factor),
             frequencies,
@@ -77,4 +90,3 @@ class RoPE(Waves):
             interleaved=self.pairing == "interleaved",
             prefix=self.geometry.prefix,
         )
-        return Encoding(rotation=rotation)
