@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from zoo import checkpoints, plugins
 from zoo.callbacks import Predictions, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
+from zoo.checkpoints import zero
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
@@ -209,17 +210,16 @@ def stored(path: str | None, verb: str) -> dict[str, Any] | None:
     """What the checkpoint that is to be continued, or measured, says of itself."""
     if path is None or path in ("last", "best", "hpc", "registry", "null"):
         return None
+    if Path(path).is_dir() and zero.holds(Path(path)):
+        return zero.described(Path(path))  # which looks at the files before DeepSpeed opens them
     content = ckpt.load(path)
-    if "zoo" not in content:
-        raise ZooError(
-            f"{path} is a Lightning checkpoint of another program: it does not say which zoo model it holds."
-        )
+    about = ckpt.told(content, Path(path))
     if "optimizer_states" not in content and verb == "fit":
         raise ZooError(
             f"{path} has no optimizer state, so a run cannot be continued from it. "
             f"Start one from its weights:  --model.weights {path}"
         )
-    return content["zoo"]
+    return about
 
 
 def main(argv: list[str]) -> None:

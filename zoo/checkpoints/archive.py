@@ -77,8 +77,8 @@ class Archive:
 
     def __init__(self, path: Path, allowed: Sequence[tuple[type, str]] = ()) -> None:
         self.path = path
-        self.content = load(path, allowed, map_location="meta")
         self.records = records(path)
+        self.content = load(path, allowed, map_location="meta")
 
     def stored(self, tensor: Tensor) -> Stored:
         """Where a tensor of the content lies; one that is not laid out row by row is read."""
