@@ -30,7 +30,7 @@ VARIANTS = [
     ("ALiBi", {"trainable": True}),
     ("Sinusoidal", {"layout": "axiswise"}),
     ("Learned", {"resample": "bicubic"}),
-    ("Learned", {"resample": "linear", "antialias": True}),
+    ("Learned", {"resample": "linear"}),
     ("RelativeBias", {"resample": "bicubic"}),
     ("RoPEMixed", {"pairing": "half"}),
     ("T5", {"logits": "unscaled", "std": "dim"}),

@@ -186,6 +186,11 @@ def origin(
     """Tokens, or size of images, of first training, and what is read by now."""
     arguments = source.about["network"]["init_args"]
     extension = position["init_args"].get("extension")
+    if given is not None and isinstance(given, list) != (key(arguments) == "size"):
+        raise ZooError(
+            f"{source.path} was trained on {said(known(arguments[key(arguments)]))}, and --from {short(given)} is in "
+            "another unit."
+        )
     if past:
         try:
             length, reach = known(past["length"]), known(past["chain"][-1]["to"])
