@@ -390,8 +390,17 @@ def test_a_table_of_text_is_resampled(tmp_path, capsys):
     expected = table[low] + (rows - low)[:, None] * (table[low + 1] - table[low])
     assert name == "trunk.positions.0.table"
     torch.testing.assert_close(planned.added[name], expected.float(), rtol=0, atol=1e-6)
-    extend(parent, "--to", "64", "--dry-run")
+    extend(parent, "--to", "64")
     assert "Resampling: Learned reads 64 tokens, 4 times the 16 of training" in capsys.readouterr().out
+    child = checkpoints.read(tmp_path / "a-64")
+    assert torch.equal(child.weights[name], planned.added[name])
+    assert logits(tmp_path / "a-64", 64).isfinite().all()
+    extend(tmp_path / "a-64", "--to", "96", "--out", tmp_path / "b.ckpt")
+    again = checkpoints.read(tmp_path / "b.ckpt")
+    assert again.weights[name].shape == (96, 32)
+    assert torch.equal(again.weights[name][[0, -1]], table[[0, -1]])
+    assert [step["factor"] for step in again.about["extended"]["chain"]] == [4, 6]
+    assert logits(tmp_path / "b.ckpt", 96).isfinite().all()
     assert "a text skips none" in refused(parent, "--to", "64", "--antialias", "true")
     assert "mode is bicubic or linear or null" in refused(parent, "--to", "64", "--mode", "nearest")
 

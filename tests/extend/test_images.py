@@ -164,6 +164,10 @@ def test_a_table_becomes_one_of_the_larger_grid(tmp_path, mode, antialias):
     )
     pictures = images(12)
     assert torch.equal(logits(made(planned), pictures), logits(flying, pictures))
+    for out in (tmp_path / "c", tmp_path / "c.ckpt"):
+        extend(parent, "--to", "12px", "--mode", mode, "--antialias", antialias, "--out", out)
+        assert torch.equal(logits(out, pictures), logits(flying, pictures))
+    assert "New are trunk.positions.0.table; no other weight was changed" in (tmp_path / "c" / "README.md").read_text()
     with pytest.raises(ZooError, match="each of 4 x 4 positions"):
         logits(parent, pictures)
 
