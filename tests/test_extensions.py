@@ -13,7 +13,7 @@ from zoo.checkpoints import lightning
 from zoo.checkpoints.description import named
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
-from zoo.extension import Extension, WaveExtension
+from zoo.extension import Conversion, Extension, WaveExtension
 from zoo.matrix import extended, taken
 
 TINY = [
@@ -234,7 +234,7 @@ def test_an_encoding_and_an_extension_may_share_a_name(monkeypatch):
 
 def test_which_encodings_take_which_extensions():
     takers = {"RoPE", "pRoPE", "PoPE"}
-    biases = {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"}
+    biases = {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias", "RoPEMixed"}
     assert {name for name, encoding in POSITIONS.items() if taken(encoding)} == takers | biases
     assert {name for name, _ in extended(EXTENSIONS["YaRN"])} == takers
     for name in MAPS:
@@ -255,7 +255,10 @@ def test_details_describe_them():
     assert set(rows) == set(EXTENSIONS)
     for row in rows.values():
         waves = issubclass(EXTENSIONS[row["name"]], WaveExtension)
-        biases = {"T5"} if row["name"] == "BucketScaling" else {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"}
+        if issubclass(EXTENSIONS[row["name"]], Conversion):
+            continue
+        biases = {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias", "RoPEMixed"}
+        biases = {"T5"} if row["name"] == "BucketScaling" else biases
         rotary = {"RoPE", "pRoPE", "PoPE"} if waves else {"RoPE", "pRoPE"}
         assert set(row["extends"]) == (rotary if waves or row["name"] in MAPS else biases)
         assert "arXiv:" in row["source"]

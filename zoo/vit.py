@@ -25,6 +25,7 @@ class ViT(nn.Module):
         patch: Height and width of a patch, in pixels; divides the size.
         pool: What the classes are read from: the class token, or the mean of the patches.
         registers: Extra tokens that carry no patch (Darcet et al. 2024, arXiv:2309.16588).
+        reach: Height and width that it has been made to read since, as by an extension (default: its size).
         **trunk: The blocks, the position encoding and the kernel.
     """
 
@@ -37,14 +38,22 @@ class ViT(nn.Module):
         patch: int = 16,
         pool: Literal["class", "mean"] = "class",
         registers: int = 0,
+        reach: tuple[int, int] | None = None,
         **trunk: Any,
     ) -> None:
         super().__init__()
         if patch < 1 or size[0] % patch or size[1] % patch:
             fits = [n for n in range(1, min(size) + 1) if size[0] % n == 0 and size[1] % n == 0]
             raise ZooError(f"An image of {size[0]} x {size[1]} does not divide into patches of {patch}; {fits} do.")
+        if reach is not None and any(far < near or far % patch for far, near in zip(reach, size, strict=True)):
+            trained, asked = (" x ".join(map(str, each)) for each in (size, reach))
+            raise ZooError(
+                f"A model reads what it was trained on, {trained} pixels, in patches of {patch}; a reach of {asked} is "
+                "less, or does not divide into such."
+            )
         self.patch, self.pool = patch, pool
         self.grid = size[0] // patch, size[1] // patch
+        self.reach: tuple[int, int] = (reach[0], reach[1]) if reach is not None else (size[0], size[1])
         prefix = registers + (pool == "class")
         self.trunk = Trunk(length=self.grid, prefix=prefix, causal=False, **trunk)
         dim, std = self.trunk.geometry.dim, trunk.get("std", 0.02)

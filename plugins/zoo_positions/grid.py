@@ -9,12 +9,18 @@ How large a grid is, its positions say. To read that off them waits for a GPU; a
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from zoo.errors import ZooError
 from zoo.position import Toeplitz
+
+Mode = Literal["bicubic", "linear"]
+MODES = {"bicubic": "bicubic", "linear": "bilinear"}
+"""How a table is interpolated along each of its axes, and torch's word for both at once."""
 
 
 def size(positions: Tensor, trained: tuple[int, ...]) -> tuple[int, ...]:
@@ -40,6 +46,19 @@ def filled(positions: Tensor, trained: tuple[int, ...], name: str) -> tuple[int,
     return found
 
 
+def stored(grid: list[int] | None, trained: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Patches along each axis of an encoding's table: those of first training, unless it was given others since."""
+    if grid is None:
+        return trained
+    if len(grid) != len(trained) or min(grid) < 1:
+        shape, here = (" x ".join(map(str, each)) for each in (grid, trained))
+        raise ZooError(
+            f"{name} has a table for a grid of {len(trained)} axes, and {shape or 'nothing'} is none.   "
+            f"Try:  --model.position.grid [{here.replace(' x ', ',')}]"
+        )
+    return tuple(grid)
+
+
 def offsets(size: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """(dy, dx) of each row of a table for (H, W), int64 [(2 H - 1) (2 W - 1), 2], from (1 - H, 1 - W) on."""
     return torch.cartesian_prod(*(torch.arange(1 - length, length, device=device) for length in size)).view(-1, 2)
@@ -61,6 +80,17 @@ def look_up(table: Tensor, queries: Tensor, keys: Tensor, size: tuple[int, ...],
     return Toeplitz(table, *numbers, lowest=-((height - 1) * stride + width - 1), prefix=prefix)
 
 
-def bicubic(tables: Tensor, size: tuple[int, ...], antialias: bool = False) -> Tensor:
-    """Tables [channels, height, width] as pictures of another size: bicubic, corners not aligned."""
-    return functional.interpolate(tables[None], size, mode="bicubic", align_corners=False, antialias=antialias)[0]
+def resampled(tables: Tensor, size: tuple[int, ...], mode: Mode, antialias: bool = False) -> Tensor:
+    """Tables [channels, height, width] as pictures of another size, corners not aligned.
+
+    Cell i of n lies at (i + 1/2) / n. With `antialias` torch takes another cubic (a = -1/2 for -3/4) and, at the edges,
+    what there is instead of repeating the last cell; where the size shrinks it averages over all that is skipped. So
+    the two differ wherever the size does, most where it shrinks.
+    """
+    return functional.interpolate(tables[None], size, mode=MODES[mode], align_corners=False, antialias=antialias)[0]
+
+
+def stretched(tables: Tensor, length: int, mode: Mode) -> Tensor:
+    """Tables [channels, length] over another length, ends aligned: entry i of n lies at i / (n - 1)."""
+    line = tables[None, :, None]
+    return functional.interpolate(line, (1, length), mode=MODES[mode], align_corners=True)[0, :, 0]

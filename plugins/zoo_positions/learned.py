@@ -2,7 +2,7 @@
 
 A position beyond the table is refused: a clamp would give two tokens one position in silence. The check costs no device
 sync: it reads the declared extent, and the look-up checks each axis. An image of another size may have the table
-resampled to its grid, if that is asked for.
+resampled to its grid, if that is asked for; `zoo extend` writes a table that has been.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.position import Encoding, Geometry, PositionEncoding
-from zoo_positions.grid import bicubic, filled
+from zoo_positions.grid import Mode, filled, resampled, stored, stretched
 
 
 class Learned(PositionEncoding):
@@ -24,9 +24,9 @@ class Learned(PositionEncoding):
     [tokens, dim] or [batch, tokens, dim]; on a grid the row of the table is y * width + x. The table is
     [rows, dim], on a grid [height * width, dim], drawn from N(0, std), and always float32.
 
-    With `resample`, patches whose positions fill another grid than the trained one read the table as that grid's
-    picture of it: bicubic interpolation, corners not aligned, in float32 or better, the prefix left out. Without
-    `antialias` it is what DeiT and RoPE-ViT do, with it what timm does; the two differ where the grid shrinks. The size
+    With `resample`, patches whose positions fill another grid than the table's read it as that grid's picture of it:
+    bicubic or bilinear interpolation, corners not aligned, in float32 or better, the prefix left out. Bicubic without
+    `antialias` it is what DeiT and RoPE-ViT do, with it what timm does; linear without it what FlexiViT does. The size
     of the grid is read off the positions, which waits for a GPU.
 
     Raises ZooError for a position beyond the table, and for arguments that contradict each other or the geometry.
@@ -34,8 +34,9 @@ class Learned(PositionEncoding):
     Args:
         std: Standard deviation of the first vectors (GPT-2: 0.02).
         rows: Positions of the table, for text; default: the length of first training. Randomised positions need more.
-        resample: What to do with another grid than the trained one: refuse what is beyond it (none), or interpolate.
-        antialias: Whether interpolation to a smaller grid averages over all that it skips.
+        grid: Height and width of the table in patches, for images; default: those of first training.
+        resample: What to do with another grid than the table's: refuse what is beyond it (none), or interpolate.
+        antialias: Whether interpolation averages over all that a smaller grid skips; bicubic changes its cubic too.
     """
 
     relative = False
@@ -46,7 +47,8 @@ class Learned(PositionEncoding):
         *,
         std: float = 0.02,
         rows: int | None = None,
-        resample: Literal["none", "bicubic"] = "none",
+        grid: list[int] | None = None,
+        resample: Literal["none", "bicubic", "linear"] = "none",
         antialias: bool = False,
     ) -> None:
         super().__init__(geometry)
@@ -65,6 +67,11 @@ class Learned(PositionEncoding):
             raise ZooError(
                 f"Learned needs a table of at least 1 row, and got {rows}. Try:  --model.position.rows {trained}"
             )
+        if grid is not None and text:
+            raise ZooError(
+                f"Learned has a table of one axis for text, and cannot have a grid of {grid}.   "
+                f"Try:  --model.position.rows {trained}"
+            )
         if resample != "none" and geometry.axes != 2:
             raise ZooError(
                 f"Learned resamples the table of a grid, and this model has {geometry.axes} "
@@ -77,7 +84,8 @@ class Learned(PositionEncoding):
                 "--model.position.resample bicubic"
             )
         self.std, self.resample, self.antialias = std, resample, antialias
-        self.rows = trained if rows is None else rows
+        self.shape = (trained if rows is None else rows,) if text else stored(grid, geometry.length, "Learned")
+        self.rows = torch.Size(self.shape).numel()
         self.table = nn.Parameter(torch.empty(self.rows, geometry.dim, dtype=torch.float32))
         self.reset_parameters()
 
@@ -86,7 +94,14 @@ class Learned(PositionEncoding):
         nn.init.normal_(self.table, std=self.std)
 
     def pinned(self) -> dict[str, Any]:
-        return {"rows": self.rows} if self.geometry.axes == 1 else {}
+        return {"rows": self.rows} if self.geometry.axes == 1 else {"grid": list(self.shape)}
+
+    def picture(self, size: tuple[int, ...], mode: Mode, antialias: bool = False) -> Tensor:
+        """The table as one of another size, [*size, dim]; over the length of a text with its ends aligned."""
+        table = self.table.view(*self.shape, -1).movedim(-1, 0)
+        if len(size) == 1:
+            return stretched(table, size[0], mode).movedim(0, -1)
+        return resampled(table, size, mode, antialias).movedim(0, -1)
 
     def forward(
         self,
@@ -101,18 +116,13 @@ class Learned(PositionEncoding):
             if extent > self.rows:
                 raise ZooError(self.beyond(f"a request of {extent} positions"))
         elif (size := filled(keys, self.shape, "Learned")) != self.shape:
-            table = bicubic(table.movedim(-1, 0), size, self.antialias).movedim(0, -1)
+            table = self.picture(size, self.resample, self.antialias)
         try:
             # An index per axis: the look-up itself then notices a column beyond the grid, which y * width + x would
             # turn into a column of the next row.
             return Encoding(embedding=table[queries.long().unbind(-1)])
         except IndexError as error:
             raise ZooError(self.beyond("a position that is not in it")) from error
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Positions of the table along each axis."""
-        return (self.rows,) if self.geometry.axes == 1 else self.geometry.length
 
     def beyond(self, what: str) -> str:
         """The sentence for a position that has no vector."""

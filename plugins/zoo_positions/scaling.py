@@ -51,7 +51,8 @@ class DistanceScaling(DistanceExtension):
     Source: Al-Khateeb et al. 2023, arXiv:2310.13017, for ALiBi, where it is to scale the slopes: m' = m / factor, with
     factor = L' / L for texts of L' positions after L of training. KERPLE, Sandwich and DynamicBias give their bias at
     (p_i - p_j) / factor; T5 sorts the whole part of it, which makes each bucket `factor` times as wide. Neighbours are
-    told apart less well, so short texts suffer; ALiBi gains up to about twice the length without training.
+    told apart less well, so short texts suffer; ALiBi gains up to about twice the length without training. RoPEMixed
+    turns by positions, whose distances are all that attention sees of them, and takes them divided.
 
     Raises ZooError for a factor below 1.
 

@@ -18,7 +18,7 @@ from zoo.checkpoints import archive, folder, lightning
 from zoo.data.tokenizer import Tokenizer
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
-from zoo.extend import write
+from zoo.extend import plan, write
 from zoo.extend.methods import owned
 from zoo.extend.source import read
 from zoo.generate import generate
@@ -253,7 +253,7 @@ def test_keys_of_pope_are_twice_as_wide(tmp_path, capsys):
         (["--to", "-3"], "is no length"),
         (["--to", "many"], "is no length"),
         (["--to", "32m"], "Positions are float32"),
-        (["--to", "384px"], "serves language models"),
+        (["--to", "384px"], "is a language model, which reads tokens and no pixels.   Try:  --to 32"),
         ([], "--to"),
         (["--to", "64", "--method", "Yarn"], "Did you mean YaRN"),
         (["--to", "64", "--method", "YaRN+NTK"], "works upon no other"),
@@ -336,7 +336,7 @@ def test_one_that_needs_none_says_so(tmp_path):
     assert "FIRE takes no extension, because what its function is given stays between 0 and 1 at any length" in told
 
 
-@pytest.mark.parametrize("position", ["NoPE", "Learned"])
+@pytest.mark.parametrize("position", ["NoPE"])
 def test_an_encoding_that_takes_none(tmp_path, position):
     told = refused(store(tmp_path / "a", position), "--to", "64")
     assert f"{position} takes no extension" in told
@@ -377,10 +377,32 @@ def test_checkpoints_that_are_none(parent, tmp_path):
     assert not [path for path in tmp_path.iterdir() if "64" in path.name]
 
 
-def test_a_vision_transformer(tmp_path):
-    about = {"format": 1, "network": {"class_path": "zoo.vit.ViT", "init_args": {"classes": 2}}}
-    folder.write(tmp_path / "vit", about, {"a": torch.zeros(1)}, "")
-    assert "vision transformer" in refused(tmp_path / "vit", "--to", "64")
+def test_a_table_of_text_is_resampled(tmp_path, capsys):
+    parent = store(tmp_path / "a", "Learned")
+    with pytest.raises(ZooError, match="each of 16 positions and cannot serve a request of 40"):
+        logits(parent)
+    planned = plan(read(parent), 64, None)
+    assert planned.step["method"] == "Resampling"
+    assert planned.about["network"]["init_args"]["position"] == {"class_path": "Learned", "init_args": {"rows": 64}}
+    (name,), table = planned.added, checkpoints.read(parent).weights["trunk.positions.0.table"]
+    rows = torch.linspace(0, 15, 64, dtype=torch.float64)
+    low = rows.floor().clamp(max=14).long()
+    expected = table[low] + (rows - low)[:, None] * (table[low + 1] - table[low])
+    assert name == "trunk.positions.0.table"
+    torch.testing.assert_close(planned.added[name], expected.float(), rtol=0, atol=1e-6)
+    extend(parent, "--to", "64")
+    assert "Resampling: Learned reads 64 tokens, 4 times the 16 of training" in capsys.readouterr().out
+    child = checkpoints.read(tmp_path / "a-64")
+    assert torch.equal(child.weights[name], planned.added[name])
+    assert logits(tmp_path / "a-64", 64).isfinite().all()
+    extend(tmp_path / "a-64", "--to", "96", "--out", tmp_path / "b.ckpt")
+    again = checkpoints.read(tmp_path / "b.ckpt")
+    assert again.weights[name].shape == (96, 32)
+    assert torch.equal(again.weights[name][[0, -1]], table[[0, -1]])
+    assert [step["factor"] for step in again.about["extended"]["chain"]] == [4, 6]
+    assert logits(tmp_path / "b.ckpt", 96).isfinite().all()
+    assert "a text skips none" in refused(parent, "--to", "64", "--antialias", "true")
+    assert "mode is bicubic or linear or null" in refused(parent, "--to", "64", "--mode", "nearest")
 
 
 def test_what_stands_at_the_target(parent, tmp_path):

@@ -83,14 +83,17 @@ def test_mixed_frequencies_start_alike():
         torch.testing.assert_close(turned, one, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "linear"])
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("new", [(7, 9), (2, 3), (3, 8), (6, 4)])
 @pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_resampling_a_learned_table(antialias, new, prefix):
+def test_resampling_a_learned_table(antialias, new, prefix, mode):
     """timm's own default is antialias; DeiT's and RoPE-ViT's code has none. Prefix rows are left out on both sides."""
-    ours = Learned(patches((4, 6), prefix), std=1.0, resample="bicubic", antialias=antialias)
+    ours = Learned(patches((4, 6), prefix), std=1.0, resample=mode, antialias=antialias)
     theirs = torch.cat((torch.randn(prefix, 64), ours.table.detach()))[None].requires_grad_()
-    expected = resample_abs_pos_embed(theirs, list(new), [4, 6], prefix, antialias=antialias)[0, prefix:]
+    word = "bicubic" if mode == "bicubic" else "bilinear"
+    expected = resample_abs_pos_embed(theirs, list(new), [4, 6], prefix, interpolation=word, antialias=antialias)
+    expected = expected[0, prefix:]
     at = grid(*new)
     got = ours(at, at, len(at)).embedding
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
@@ -98,6 +101,23 @@ def test_resampling_a_learned_table(antialias, new, prefix):
     (expected * down).sum().backward()
     (got * down).sum().backward()
     torch.testing.assert_close(ours.table.grad, theirs.grad[0, prefix:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "linear"])
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("factor", [1.5, 2.0, 3.5])
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_the_table_that_an_extension_stores(antialias, factor, prefix, mode):
+    geometry = patches((4, 6), prefix)
+    method = plugins.load("zoo.extensions", "Resampling")(factor=factor, mode=mode, antialias=antialias)
+    old = Learned(geometry, std=1.0)
+    new = Learned(geometry, **method.rewrite({"class_path": "Learned", "init_args": {}}, geometry)["init_args"])
+    method.migrate(old, new)
+    theirs = torch.cat((torch.randn(prefix, 64), old.table.detach()))[None]
+    size, word = [round(4 * factor), round(6 * factor)], "bicubic" if mode == "bicubic" else "bilinear"
+    expected = resample_abs_pos_embed(theirs, size, [4, 6], prefix, interpolation=word, antialias=antialias)
+    assert torch.equal(expected[0, :prefix], theirs[0, :prefix])
+    torch.testing.assert_close(new.table.detach(), expected[0, prefix:], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (3, 5), (5, 2), (1, 4)])

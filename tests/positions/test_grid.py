@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from zoo_positions.grid import bicubic, filled, look_up, offsets, size
+from zoo_positions.grid import filled, look_up, offsets, resampled, size, stretched
 
 from zoo.errors import ZooError
 from zoo.position import Pointwise
@@ -92,31 +92,52 @@ def cubic(x: float, a: float) -> float:
     return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
 
 
-def stretched(line: list[float], length: int, antialias: bool) -> list[float]:
-    """One line to another length: pixel centres at halves, the border repeated; antialias as in Pillow."""
-    scale, out = len(line) / length, []
+def hat(x: float, _: float) -> float:
+    return max(0.0, 1 - abs(x))
+
+
+def drawn(line: list[float], length: int, mode: str, antialias: bool, ends: bool = False) -> list[float]:
+    """One line to another length: pixel centres at halves or ends on ends, the border repeated; antialias as in
+    Pillow."""
+    scale, out, kernel = len(line) / length, [], cubic if mode == "bicubic" else hat
     for n in range(length):
-        centre = (n + 0.5) * scale - 0.5
+        centre = n * (len(line) - 1) / (length - 1) if ends else (n + 0.5) * scale - 0.5
         if antialias:
             wide = max(scale, 1.0)
             near = [m for m in range(len(line)) if abs(m - centre) < 2 * wide]
-            weights = [cubic((m - centre) / wide, -0.5) for m in near]
+            weights = [kernel((m - centre) / wide, -0.5) for m in near]
             out.append(sum(w * line[m] for w, m in zip(weights, near, strict=True)) / sum(weights))
         else:
             taps = range(math.floor(centre) - 1, math.floor(centre) + 3)
-            out.append(sum(cubic(m - centre, -0.75) * line[min(max(m, 0), len(line) - 1)] for m in taps))
+            weights = [kernel(m - centre, -0.75) for m in taps]
+            values = [line[min(max(m, 0), len(line) - 1)] for m in taps]
+            out.append(sum(w * value for w, value in zip(weights, values, strict=True)))
     return out
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "linear"])
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize(("old", "new"), [((4, 6), (7, 9)), ((4, 6), (3, 2)), ((5, 3), (2, 8)), ((1, 4), (3, 1))])
-def test_stretching_equals_cubic_convolution(old, new, antialias):
+def test_resampling_equals_convolution(old, new, mode, antialias):
     tables = draw(2, *old)
-    got = bicubic(tables, new, antialias)
+    got = resampled(tables, new, mode, antialias)
     for channel in range(2):
-        wide = [stretched(row, new[1], antialias) for row in tables[channel].tolist()]
-        high = [stretched(list(column), new[0], antialias) for column in zip(*wide, strict=True)]
+        wide = [drawn(row, new[1], mode, antialias) for row in tables[channel].tolist()]
+        high = [drawn(list(column), new[0], mode, antialias) for column in zip(*wide, strict=True)]
         expected = torch.tensor(high, dtype=torch.float64).T
         torch.testing.assert_close(got[channel], expected, rtol=0, atol=1e-12)
     if antialias and min(o / n for o, n in zip(old, new, strict=True)) > 1:
-        assert not torch.allclose(got, bicubic(tables, new), atol=1e-2)
+        assert not torch.allclose(got, resampled(tables, new, mode), atol=1e-2)
+    if antialias and mode == "bicubic":  # another cubic, wherever the size is another
+        assert not torch.allclose(got, resampled(tables, new, mode), atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "linear"])
+@pytest.mark.parametrize(("old", "new"), [(4, 7), (5, 20), (1, 3), (2, 3)])
+def test_a_line_is_stretched_with_its_ends_aligned(old, new, mode):
+    lines = draw(3, old)
+    got = stretched(lines, new, mode)
+    rows = [drawn(line, new, mode, False, ends=True) for line in lines.tolist()]
+    expected = torch.tensor(rows, dtype=torch.float64)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(got[:, [0, -1]], lines[:, [0, -1]], rtol=0, atol=1e-12)

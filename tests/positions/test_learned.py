@@ -78,28 +78,43 @@ def test_a_checkpoint_states_the_rows_of_a_text(shape):
     assert Learned(shape(length=(4,)), rows=9).pinned() == {"rows": 9}
     longer = Learned(shape(length=(32,)), **Learned(shape(length=(4,))).pinned())
     assert longer.table.shape == (4, 16)
-    assert Learned(shape(length=(2, 3))).pinned() == {}
+    assert Learned(shape(length=(2, 3))).pinned() == {"grid": [2, 3]}
 
 
-def pictured(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int], antialias: bool) -> torch.Tensor:
+def test_a_table_of_images_may_have_another_grid_than_that_of_training(shape):
+    learned, at = Learned(shape(length=(2, 3), causal=False), grid=[4, 5]), grid(4, 5)
+    assert learned.table.shape == (20, 16)
+    assert torch.equal(learned(at, at, 20).embedding, learned.table)
+    assert learned.pinned() == {"grid": [4, 5]}
+    with pytest.raises(ZooError, match="each of 4 x 5 positions"):
+        learned(grid(5, 4), grid(5, 4), 20)
+    picture = Learned(shape(length=(2, 3), causal=False), grid=[4, 5], std=1.0, resample="linear")
+    at = grid(2, 3)
+    expected = pictured(picture.table, (4, 5), (2, 3), False, "bilinear")
+    torch.testing.assert_close(picture(at, at, 6).embedding, expected, rtol=0, atol=1e-6)
+
+
+def pictured(
+    table: torch.Tensor, old: tuple[int, int], new: tuple[int, int], antialias: bool, mode: str = "bicubic"
+) -> torch.Tensor:
     """A channel at a time."""
     channels = table.detach().T.reshape(-1, 1, *old)
     return (
-        torch.cat(
-            [functional.interpolate(c[None], new, mode="bicubic", antialias=antialias).flatten() for c in channels]
-        )
+        torch.cat([functional.interpolate(c[None], new, mode=mode, antialias=antialias).flatten() for c in channels])
         .view(len(channels), -1)
         .T
     )
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "linear"])
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("new", [(5, 9), (2, 3), (3, 8), (6, 3), (6, 4), (12, 2)])
-def test_another_grid_reads_the_table_as_a_picture(shape, new, antialias):
+def test_another_grid_reads_the_table_as_a_picture(shape, new, antialias, mode):
     built = shape(length=(4, 6), prefix=3, causal=False)
-    learned, at = Learned(built, std=1.0, resample="bicubic", antialias=antialias), grid(*new)
+    learned, at = Learned(built, std=1.0, resample=mode, antialias=antialias), grid(*new)
     got = learned(at, at, len(at)).embedding
-    torch.testing.assert_close(got, pictured(learned.table, (4, 6), new, antialias), rtol=0, atol=1e-6)
+    word = "bicubic" if mode == "bicubic" else "bilinear"
+    torch.testing.assert_close(got, pictured(learned.table, (4, 6), new, antialias, word), rtol=0, atol=1e-6)
     order = torch.randperm(len(at))
     assert torch.equal(learned(at[order], at[order], len(at)).embedding, got[order])
     assert torch.equal(learned(at[2:4], at, len(at)).embedding, got[2:4])
@@ -158,6 +173,10 @@ def test_under_autocast_a_table_is_resampled_in_float32(shape):
         ((8,), {"rows": 0}, r"at least 1 row, and got 0.*rows 8"),
         ((8,), {"resample": "bicubic"}, r"has 1 axis\. .*position\.rows.*zoo extend"),
         ((2, 2, 2), {"resample": "bicubic"}, r"has 3 axes\. "),
+        ((8,), {"grid": [2, 4]}, r"cannot have a grid of \[2, 4\].*rows 8"),
+        ((2, 3), {"grid": [12]}, r"a grid of 2 axes, and 12 is none.*position\.grid \[2,3\]"),
+        ((2, 3), {"grid": []}, r"nothing is none"),
+        ((2, 3), {"grid": [4, 0]}, r"4 x 0 is none"),
         ((2, 3), {"antialias": True}, r"antialias only what it resamples.*resample bicubic"),
     ],
 )

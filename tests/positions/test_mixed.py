@@ -1,10 +1,12 @@
 """RoPEMixed: angles by hand, the directions that it starts from, and what rotation promises."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from zoo_positions.rope import RoPE, RoPEMixed
+from zoo_positions.scaling import DistanceScaling, DynamicDistanceScaling
 
 from zoo.errors import ZooError
 from zoo.vit import grid
@@ -159,3 +161,17 @@ def test_it_can_be_built_without_memory(shape):
 def test_refusals(shape, changes, arguments, sentence):
     with pytest.raises(ZooError, match=sentence):
         RoPEMixed(shape(**changes), **arguments)
+
+
+def test_an_extension_divides_rows_and_columns(shape):
+    geometry = shape(heads=4, length=(3, 5), causal=False)
+    plain, far = (
+        RoPEMixed(geometry).double(),
+        RoPEMixed(geometry, extension=partial(DistanceScaling, factor=2.0)).double(),
+    )
+    far.load_state_dict(plain.state_dict())
+    at = grid(3, 5).double()
+    assert torch.equal(far(2 * at, 2 * at, 60).rotation.cos, plain(at, at, 15).rotation.cos)
+    assert not torch.allclose(far(at, at, 15).rotation.cos, plain(at, at, 15).rotation.cos, atol=0.1)
+    with pytest.raises(ZooError, match="2 axes"):
+        RoPEMixed(geometry, extension=DynamicDistanceScaling)

@@ -159,3 +159,29 @@ def test_it_can_be_built_without_memory(shape):
 def test_refusals(shape, changes, arguments, sentence):
     with pytest.raises(ZooError, match=sentence):
         RelativeBias(shape(**changes), **arguments)
+
+
+def test_another_grid_may_be_stored(shape):
+    built, at = shape(heads=2, length=(2, 3), causal=False), grid(4, 5)
+    relative = RelativeBias(built, grid=[4, 5], std=1.0)
+    assert relative.table.shape == (2, 7, 9)
+    assert relative.pinned() == {"grid": [4, 5]}
+    assert RelativeBias(built).pinned() == {"grid": [2, 3]}
+    got = whole(relative(at, at, 20).bias)
+    assert torch.equal(got[0, :, 0, 19], relative.table[:, 0, 0])
+    assert torch.equal(got[0, :, 19, 0], relative.table[:, 6, 8])
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_a_smaller_grid_reads_a_picture_with_each_interpolation(shape, antialias):
+    built, at = shape(heads=2, length=(4, 6), causal=False), grid(2, 3)
+    relative = RelativeBias(built, std=1.0, resample="linear", antialias=antialias)
+    picture = functional.interpolate(relative.table[None], (3, 5), mode="bilinear", antialias=antialias)[0]
+    got = whole(relative(at, at, 6).bias)
+    torch.testing.assert_close(got[0, :, 0, 5], picture[:, 0, 0])
+    torch.testing.assert_close(got[0, :, 5, 0], picture[:, 2, 4])
+
+
+def test_smoothing_without_resampling_is_refused(shape):
+    with pytest.raises(ZooError, match=r"RelativeBias smooths by antialias only what.*resample bicubic"):
+        RelativeBias(shape(length=(2, 3), causal=False), antialias=True)

@@ -189,10 +189,18 @@ def described(checkpoint: checkpoints.Checkpoint, subject: Reader | Viewer) -> d
         **slots,
         **({"tokenizer": f"{tokenizer.vocabulary} tokens, {tokenizer.digest[:8]}"} if tokenizer else {}),
         "trained": model.length if isinstance(model, Decoder) else max(arguments["size"]),
-        **({"reach": model.reach} if isinstance(model, Decoder) and model.reach > model.length else {}),
+        **further(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": checkpoint.about.get("trained", {}).get("steps"),
     }
+
+
+def further(model: Any) -> dict[str, int]:
+    """The reach of a model that has been extended, a number of tokens or the longer side of an image."""
+    if isinstance(model, Decoder):
+        return {"reach": model.reach} if model.reach > model.length else {}
+    trained = max(model.grid) * model.patch
+    return {"reach": max(model.reach)} if max(model.reach) > trained else {}
 
 
 def digest(checkpoint: checkpoints.Checkpoint) -> str:

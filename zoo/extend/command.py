@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo.arguments import Arguments
 from zoo.errors import ZooError
-from zoo.lengths import length
+from zoo.lengths import size
 
 EPILOG = """A method's own arguments are given by name (--fast 16), or with --set where the name is taken (--set to=3).
 `zoo plugins --details` lists the methods with theirs.
@@ -37,7 +37,9 @@ def parser() -> Arguments:
         allow_abbrev=False,
     )
     found.add_argument("checkpoint", metavar="CKPT", help="a .ckpt file or a folder")
-    found.add_argument("--to", required=True, metavar="LENGTH", help="tokens that it is to read: 512, 32k, 1m")
+    found.add_argument(
+        "--to", required=True, metavar="LENGTH", help="tokens that it is to read: 512, 32k, 1m; images: 384px"
+    )
     found.add_argument("--method", metavar="NAME", help="the extension (YaRN where waves turn)")
     found.add_argument(
         "--out", type=Path, metavar="PATH", help="x.ckpt, or else a folder (default: beside CKPT, its name with -32k)"
@@ -85,8 +87,8 @@ def main(argv: list[str]) -> None:
     """Plan, show, write, measure."""
     options, rest = parser().parse_known_args(argv)
     arguments = own(rest, options.set)
-    to = tokens(options.to)
-    trained = None if options.trained is None else tokens(options.trained)
+    to = size(options.to)
+    trained = None if options.trained is None else size(options.trained)
     if options.files and options.evaluate == "none":
         raise ZooError("--files are read by an evaluation.   Try:  --evaluate quick")
     if options.dry_run and options.evaluate != "none":
@@ -95,7 +97,7 @@ def main(argv: list[str]) -> None:
     if not source.exists():
         raise ZooError(f"There is no checkpoint at {source}.")
 
-    from zoo.extend import plan
+    from zoo.extend import images, plan
     from zoo.extend.card import card
     from zoo.extend.figures import figures, table
     from zoo.extend.source import read
@@ -111,7 +113,8 @@ def main(argv: list[str]) -> None:
 
     def page(how: str, measured: str = "") -> str:
         command = shlex.join(["zoo", "extend", *argv])
-        return card(told, planned.about, source.resolve().name, command, how, measured)
+        made = images.card if "grid" in told else card
+        return made(told, planned.about, source.resolve().name, command, how, measured)
 
     document["written"] = None
     failed = None
@@ -120,7 +123,8 @@ def main(argv: list[str]) -> None:
         print(f"zoo: wrote {out}" + (f" ({how} of the weights)" if how != "conversion" else ""), file=sys.stderr)
         if options.evaluate == "quick":
             try:
-                document["evaluation"], measured = quick(source, out, told, options.files, options.json)
+                measure = images.quick if "grid" in told else quick
+                document["evaluation"], measured = measure(source, out, told, options.files, options.json)
                 if out.is_dir():
                     rewrite(out, page(how, measured))
             except ZooError as error:
@@ -129,13 +133,6 @@ def main(argv: list[str]) -> None:
         print(json.dumps(document, indent=1, allow_nan=False))
     if failed:
         raise ZooError(failed)
-
-
-def tokens(word: str) -> int:
-    """A length; pixels are told apart."""
-    if re.fullmatch(r"\d+px", word.strip()):
-        raise ZooError(f"{word} is a size of images, and zoo extend serves language models.   Try:  --to 32k")
-    return length(word)
 
 
 def quick(

@@ -17,19 +17,23 @@ from zoo.extend.methods import GROUP
 from zoo.extend.rewrite import Plan
 from zoo.lengths import short
 from zoo.matrix import request
+from zoo.vit import ViT
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def waves(model: Decoder, extent: int) -> tuple[Tensor, float]:
-    """Radians per position [waves] and the attention factor of a request of `extent` tokens; none where none turn.
+def waves(model: Decoder | ViT, extent: int) -> tuple[Tensor, float]:
+    """Radians per position [waves] and the attention factor of a request of `extent` tokens; none where none turn at a
+    rate that is no weight.
 
-    Where positions are mapped the waves turn in a map of the logits, which tells the rotation that it works with.
+    On a grid they are those of the rows. Where positions are mapped the waves turn in a map of the logits, which tells
+    the rotation that it works with.
     """
     position = model.trunk.position
     rotation = None
-    if not position.content and isinstance(getattr(position, "frequencies", None), Tensor):
-        at = torch.zeros(1, 1)
+    held = getattr(position, "frequencies", None)
+    if not position.content and isinstance(held, Tensor) and not held.is_meta:
+        at = torch.zeros(1, model.trunk.geometry.axes)
         told = position(at, at, extent)
         rotation = told.rotation or getattr(told.bias, "rotation", None)
     if rotation is None:
@@ -37,7 +41,7 @@ def waves(model: Decoder, extent: int) -> tuple[Tensor, float]:
     return rotation.frequencies[0].detach().double().cpu(), float(rotation.factor)
 
 
-def cached(model: Decoder, tokens: int) -> dict[str, int]:
+def cached(model: Decoder | ViT, tokens: int) -> dict[str, int]:
     """Bytes of the keys and values of one text."""
     asked, geometry = request(model.trunk.position), model.trunk.geometry
     numbers = geometry.layers * geometry.kv_heads * tokens * (asked.head_dim + asked.value_dim)
@@ -51,17 +55,18 @@ def figures(plan: Plan) -> dict[str, Any]:
     ratio, the wavelength 2 pi / frequency in positions (None: it stands still), and how often it turned over the length
     of first training. One that did not turn once is undertrained: some of its angles never occurred.
     """
-    length, reach = plan.about["extended"]["length"], plan.after.reach
-    before, plain = waves(plan.before, length)
-    after, factor = waves(plan.after, reach)
-    within = waves(plan.after, length)
+    axes = plan.before.trunk.geometry.length
+    further = tuple(round(plan.step["factor"] * length) for length in axes)
+    before, plain = waves(plan.before, math.prod(axes))
+    after, factor = waves(plan.after, math.prod(further))
+    within = waves(plan.after, math.prod(axes))
     position = plan.after.trunk.position
     mapped = request(position).rung is not request(plan.before.trunk.position).rung
     dynamic = any(plugins.load(GROUP, word.strip()).dynamic for word in plan.step["method"].split("+"))
     still = torch.zeros(len(before) - len(after), dtype=torch.float64)  # of a conversion
     rows = []
     for number, (old, new) in enumerate(zip(before.tolist(), torch.cat((after, still)).tolist(), strict=True)):
-        turned = length * old / (2 * math.pi)
+        turned = axes[0] * old / (2 * math.pi)
         rows.append(
             {
                 "wave": number,
@@ -75,10 +80,10 @@ def figures(plan: Plan) -> dict[str, Any]:
             }
         )
     return {
-        "length": length,
+        "length": plan.about["extended"]["length"],
         "from": plan.step["from"],
-        "to": reach,
-        "factor": reach / length,
+        "to": plan.step["to"],
+        "factor": plan.step["factor"],
         "method": plan.step["method"],
         "arguments": plan.step["arguments"],
         "encoding": plan.about["network"]["init_args"]["position"]["class_path"],
@@ -88,7 +93,8 @@ def figures(plan: Plan) -> dict[str, Any]:
         "unchanged": dynamic if mapped or not rows else bool(torch.equal(within[0], before)) and within[1] == plain,
         "waves": rows,
         "undertrained": [row["wave"] for row in rows if row["undertrained"]],
-        "cache": cached(plan.after, reach),
+        "added": sorted(plan.added),
+        **({"grid": [axes, further]} if len(axes) > 1 else {"cache": cached(plan.after, further[0])}),
     }
 
 
@@ -96,9 +102,8 @@ def table(told: dict[str, Any]) -> str:
     """The numbers for a person."""
     if not told["waves"]:
         return "\n".join(summary(told))
-    lines = [
-        f"{'wave':>4}  {'wavelength':>12}  {'turns in ' + short(told['length']):>14}  {'becomes':>12}  {'ratio':>7}"
-    ]
+    turns = f"turns in {told['grid'][0][0] if 'grid' in told else short(told['length'])}"
+    lines = [f"{'wave':>4}  {'wavelength':>12}  {turns:>14}  {'becomes':>12}  {'ratio':>7}"]
     for row in told["waves"]:
         if row["ratio"] is None:
             lines.append(f"{row['wave']:>4}  {'stands still':>12}")
@@ -115,22 +120,35 @@ def table(told: dict[str, Any]) -> str:
 def summary(told: dict[str, Any]) -> list[str]:
     """What stands below the table."""
     few, several = len(told["undertrained"]), len(told["waves"])
-    cache = told["cache"]
     length, reach = short(told["length"]), short(told["to"])
+    images = "grid" in told
+    what, over = (f"images of {reach}", "a side of the grid") if images else (f"{reach} tokens", f"{length} tokens")
     lines = [
-        f"{told['method']}: {told['encoding']} reads {reach} tokens, {told['factor']:g} times the {length} of training",
-        f"a KV cache of {reach} tokens: {size(cache['float32'])} in float32, {size(cache['bfloat16'])} in bfloat16",
+        f"{told['method']}: {told['encoding']} reads {what}, {told['factor']:g} times the {length} of training",
+        cost(told),
     ]
     if several:
         lines[1:1] = [
             f"attention factor {told['attention']:.4f}: rotated logits are multiplied by {told['attention'] ** 2:.4f}",
-            f"{few} of {several} waves did not turn once over {length} tokens: some of their angles were never trained",
+            f"{few} of {several} waves did not turn once over {over}: some of their angles were never trained",
         ]
     lines[1:1] = told["account"]
     if told["dynamic"]:
         table = f"; the table is of one of {reach} tokens" if several else ""
         lines.append(f"chosen by the length of each request{table}")
     return lines
+
+
+def cost(told: dict[str, Any]) -> str:
+    """What reading so far takes: memory for a text, attention for an image."""
+    if "grid" not in told:
+        cache, reach = told["cache"], short(told["to"])
+        return (
+            f"a KV cache of {reach} tokens: {size(cache['float32'])} in float32, {size(cache['bfloat16'])} in bfloat16"
+        )
+    more = math.prod(told["grid"][1]) / math.prod(told["grid"][0])
+    old, new = (" x ".join(map(str, grid)) for grid in told["grid"])
+    return f"{new} patches for {old}: {more:.3g} times as many, with {more**2:.3g} times as many pairs for attention"
 
 
 def size(count: float) -> str:

@@ -23,10 +23,11 @@ from zoo import checkpoints, plugins
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.extend.methods import GROUP, complete, converts, node, usual
+from zoo.extend.sizes import factor, key, known, said
 from zoo.extend.source import Source
 from zoo.extension import Conversion
-from zoo.generate import MOST
-from zoo.lengths import short
+from zoo.lengths import Size, short
+from zoo.vit import ViT
 
 POSITIONS = "trunk.positions."
 """What the names of an encoding's weights begin with; the layer follows."""
@@ -49,8 +50,8 @@ class Plan:
 
     source: Source
     about: dict[str, Any]
-    before: Decoder = field(repr=False)
-    after: Decoder = field(repr=False)
+    before: Decoder | ViT = field(repr=False)
+    after: Decoder | ViT = field(repr=False)
     added: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     dropped: frozenset[str] = frozenset()
 
@@ -61,36 +62,31 @@ class Plan:
 
 
 def plan(
-    source: Source, to: int, method: str | None = None, own: Mapping[str, str] | None = None, trained: int | None = None
+    source: Source,
+    to: Size,
+    method: str | None = None,
+    own: Mapping[str, str] | None = None,
+    trained: Size | None = None,
 ) -> Plan:
     """Rewrite a checkpoint's description, or say why not.
 
     Args:
         source: The checkpoint.
-        to: Tokens that it is to read.
+        to: Tokens that it is to read; for images height and width in pixels.
         method: Its name; None: what is usual for the encoding.
         own: The method's own arguments, as they are written on a command line.
-        trained: Length of first training, where the checkpoint does not tell.
+        trained: Length, or size of images, of first training, where the checkpoint does not tell.
     """
     network = described(source)
     arguments = network["init_args"]
     position = arguments["position"]
     past = source.about.get("extended")
     length, reach = origin(source, position, past, trained)
-    if to <= reach:
-        made = "was trained on" if reach == length else "has been extended to"
-        raise ZooError(
-            f"{source.path} {made} {reach} tokens already, and --to {to} is not more.   Try:  --to {short(2 * reach)}"
-        )
-    if to > MOST:
-        raise ZooError(
-            f"Positions are float32, which tells {short(MOST)} of them apart, and --to {to} is more.   "
-            f"Try:  --to {short(MOST)}"
-        )
+    stretch = factor(source.path, arguments, length, reach, to)
     name = position["class_path"]
     method = method or usual(name)
-    extension = node(method, name, to / length, own or {})
-    arguments |= {"length": length, "reach": None}
+    extension = node(method, name, stretch, own or {})
+    arguments |= {key(arguments): length, "reach": None}
     position["init_args"].pop("extension", None)
     before = built(source, network, source.shapes)
     arguments["reach"] = to
@@ -113,7 +109,7 @@ def plan(
         "arguments": copy.deepcopy(extension["init_args"]),
         "from": reach,
         "to": to,
-        "factor": to / length,
+        "factor": stretch,
         "zoo": zoo.__version__,
         "parent": source.fingerprint,
         "steps": (source.about.get("trained") or {}).get("steps"),
@@ -128,7 +124,7 @@ def plan(
     asked = (about.get("asked") or {}).get("model")
     if asked:  # what a Trainer's verb builds the model from
         told = asked.setdefault("init_args", {})
-        told |= {"length": length, "reach": to}
+        told |= {key(arguments): length, "reach": to}
         there = told.get("position")
         there = there if isinstance(there, dict) else {"class_path": there or name}
         if converts(method):
@@ -140,7 +136,7 @@ def plan(
 
 
 def migrated(
-    source: Source, conversion: Conversion, before: Decoder, old: Mapping[str, Any], new: Mapping[str, Any]
+    source: Source, conversion: Conversion, before: Decoder | ViT, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], set[str]]:
     """Weights of an encoding that takes another's place, and the names of those that have no place in it.
 
@@ -173,42 +169,46 @@ def migrated(
 
 
 def described(source: Source) -> dict[str, Any]:
-    """A copy of the network's description, which is one of a language model with an encoding."""
+    """A copy of the network's description, which is one of a model with an encoding."""
     network = copy.deepcopy(source.about.get("network"))
-    kind = network.get("class_path") if isinstance(network, dict) else None
-    if kind == "zoo.vit.ViT":
-        raise ZooError(f"{source.path} is a vision transformer, and zoo extend serves language models.")
     try:
         position = network["init_args"].setdefault("position", {"class_path": "RoPE"})  # type: ignore[index]
         position["init_args"] = dict(position.get("init_args") or {})
-        position["class_path"], network["init_args"]["length"] / 1  # type: ignore[index]
-    except (KeyError, TypeError, AttributeError) as error:
+        position["class_path"], known(network["init_args"][key(network["init_args"])])  # type: ignore[index]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ZooError(f"{source.path} is damaged: it does not describe a network ({error}).") from None
     return cast(dict[str, Any], network)
 
 
 def origin(
-    source: Source, position: Mapping[str, Any], past: Mapping[str, Any] | None, given: int | None
-) -> tuple[int, int]:
-    """Tokens of first training, and how many are read by now."""
+    source: Source, position: Mapping[str, Any], past: Mapping[str, Any] | None, given: Size | None
+) -> tuple[Size, Size]:
+    """Tokens, or size of images, of first training, and what is read by now."""
     arguments = source.about["network"]["init_args"]
     extension = position["init_args"].get("extension")
+    if given is not None and isinstance(given, list) != (key(arguments) == "size"):
+        raise ZooError(
+            f"{source.path} was trained on {said(known(arguments[key(arguments)]))}, and --from {short(given)} is in "
+            "another unit."
+        )
     if past:
         try:
-            length, reach = int(past["length"]), int(past["chain"][-1]["to"])
+            length, reach = known(past["length"]), known(past["chain"][-1]["to"])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ZooError(f"{source.path} is damaged: it does not say what it was extended from ({error}).") from None
-        if given not in (None, length):
-            raise ZooError(f"{source.path} says that it was first trained on {length} tokens, and --from says {given}.")
+        if given is not None and given != length:
+            raise ZooError(
+                f"{source.path} says that it was first trained on {said(length)}, and --from says {short(given)}."
+            )
         return length, reach
     if extension and given is None:
         raise ZooError(
             f"{source.path} has the extension {extension.get('class_path')} and does not say what it was extended "
-            "from; to scale it again might scale it twice. If you know on how many tokens it was first trained, "
-            f"without any extension, say so:  --from {arguments['length']}"
+            "from; to scale it again might scale it twice. If you know on what length it was first trained, without "
+            f"any extension, say so:  --from {short(known(arguments[key(arguments)]))}"
         )
-    length = given or arguments["length"]
-    return length, max(length, arguments.get("reach") or 0)
+    length = given or known(arguments[key(arguments)])
+    return length, known(arguments.get("reach") or length)
 
 
 class Unfilled(TorchFunctionMode):
@@ -220,7 +220,7 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def built(source: Source, network: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> Decoder:
+def built(source: Source, network: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> Decoder | ViT:
     """The network, which the checkpoint's weights fit, without memory for them."""
     try:
         with torch.device("meta"), Unfilled():
@@ -232,7 +232,7 @@ def built(source: Source, network: Mapping[str, Any], shapes: Mapping[str, Tenso
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is copied to where there is no memory
         checkpoints.fill(model, shapes, source.path)
-    return cast(Decoder, model.eval())
+    return cast(Decoder | ViT, model.eval())
 
 
 def flagged(message: str) -> str:

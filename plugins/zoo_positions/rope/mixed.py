@@ -7,6 +7,7 @@ an angle mixes both.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.position import Encoding, Geometry, PositionEncoding, Rotation
+from zoo_positions.scaling import DistanceExtension
 from zoo_positions.waves import angles, spectrum
 
 
@@ -30,17 +32,26 @@ class RoPEMixed(PositionEncoding):
     cos and sin are float32 [1 or batch, kv_heads, tokens, head_dim / 2]; the rotation's `frequencies`, for reading, are
     [2, kv_heads head_dim / 2].
 
+    As the directions are learned, they have no base that could be changed; DistanceScaling divides y and x, which is
+    position interpolation.
+
     Raises ZooError for a model of text and for a head_dim that is no multiple of 4.
 
     Args:
         base: The slowest pairs start with a turn in nearly 2 pi base patches.
         pairing: Pairs are channels (2t, 2t + 1) for "interleaved" (the authors'), (t, t + head_dim / 2) for "half".
+        extension: How it reads further than it was trained, a plugin such as DistanceScaling (default: not at all).
     """
 
     per_layer = True
 
     def __init__(
-        self, geometry: Geometry, *, base: float = 10.0, pairing: Literal["half", "interleaved"] = "interleaved"
+        self,
+        geometry: Geometry,
+        *,
+        base: float = 10.0,
+        pairing: Literal["half", "interleaved"] = "interleaved",
+        extension: Callable[[Geometry], DistanceExtension] | None = None,
     ) -> None:
         super().__init__(geometry)
         if geometry.axes != 2:
@@ -54,6 +65,7 @@ class RoPEMixed(PositionEncoding):
                 f"head_dim that is a multiple of 4; here it is {geometry.head_dim}. Change --model.head_dim"
             )
         self.base, self.pairing = base, pairing
+        self.extension = extension(geometry) if extension is not None else None
         shape = (2, geometry.kv_heads, geometry.head_dim // 2)
         self.frequencies = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         self.reset_parameters()
@@ -75,6 +87,8 @@ class RoPEMixed(PositionEncoding):
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
         frequencies, heads = self.frequencies.flatten(1), self.geometry.kv_heads
+        if self.extension is not None:
+            queries = queries / self.extension.divisor(extent)
         angle = angles(queries, frequencies, extent).unflatten(-1, (2, heads, -1)).sum(-3).transpose(-2, -3)
         angle = angle if angle.ndim == 4 else angle[None]
         kind = frequencies.dtype
