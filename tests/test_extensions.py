@@ -224,7 +224,7 @@ def test_an_encoding_and_an_extension_may_share_a_name(monkeypatch):
 
 
 def test_which_encodings_take_which_extensions():
-    takers = {"RoPE", "pRoPE", "PoPE"}
+    takers = {"RoPE", "pRoPE", "PoPE", "FoPE"}
     biases = {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"}
     assert {name for name, encoding in POSITIONS.items() if taken(encoding)} == takers | biases
     assert {name for name, _ in extended(EXTENSIONS["YaRN"])} == takers
