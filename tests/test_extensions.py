@@ -13,7 +13,7 @@ from zoo.checkpoints import lightning
 from zoo.checkpoints.description import named
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
-from zoo.extension import Extension, WaveExtension
+from zoo.extension import Conversion, Extension, WaveExtension
 from zoo.matrix import extended, taken
 
 TINY = [
@@ -242,9 +242,13 @@ def test_details_describe_them():
     rows = {row["name"]: row for row in rows if row["group"] == "zoo.extensions"}
     assert set(rows) == set(EXTENSIONS)
     for row in rows.values():
+        if issubclass(EXTENSIONS[row["name"]], Conversion):
+            assert row["extends"] == []
+            assert row["converts"] == [*EXTENSIONS[row["name"]].converts]
+            continue
         waves = issubclass(EXTENSIONS[row["name"]], WaveExtension)
         biases = {"T5"} if row["name"] == "BucketScaling" else {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias"}
-        assert set(row["extends"]) == ({"RoPE", "pRoPE", "PoPE"} if waves else biases)
+        assert set(row["extends"]) == ({"RoPE", "pRoPE", "PoPE", "FoPE"} if waves else biases)
         assert "arXiv:" in row["source"]
         assert row["summary"].endswith(".")
     assert rows["YaRN"]["arguments"]["factor"] == "required"
@@ -252,6 +256,7 @@ def test_details_describe_them():
     dynamic = {name for name, row in rows.items() if row["dynamic"]}
     assert dynamic == {"DynamicNTK", "LongRoPE", "DynamicDistanceScaling"}
     assert "Linear(factor=required)" in text
+    assert "    converts RoPE, pRoPE, FoPE\n" in text
     assert "; chooses by the extent of a request" in text.split("DynamicNTK(")[1].splitlines()[2]
     json.dumps(list(rows.values()))
 
@@ -261,3 +266,11 @@ def test_zoo_check_examines_them(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines} <= {"pass", "skip"}
     assert any("extending" in line for line in lines)
+
+
+def test_zoo_check_examines_both_of_a_name(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("zoo.testing.examine", lambda subject: asked.append(subject) or [])
+    zoo("check", "FoPE")
+    assert asked == [POSITIONS["FoPE"], EXTENSIONS["FoPE"]]
+    assert capsys.readouterr().out.splitlines() == ["FoPE, the position encoding:", "FoPE, the extension:"]

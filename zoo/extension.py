@@ -27,6 +27,8 @@ class Extension:
 
     dynamic: bool = False
     """Whether it looks at the extent of a request; otherwise all requests are served alike."""
+    advice: str = ""
+    """What has to be done before the result is of use, as a clause; `zoo extend` prints it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,28 +6,69 @@ All is read off what the two encodings return, as data, so that it is what the m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from zoo import plugins
 from zoo.decoder import Decoder
-from zoo.extend.methods import GROUP
-from zoo.extend.rewrite import Plan
+from zoo.extend.methods import GROUP, converts
+from zoo.extend.rewrite import POSITIONS, Plan
+from zoo.extend.source import tensors
 from zoo.lengths import short
 from zoo.matrix import request
+from zoo.position import Encoding
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
+def said(model: Decoder, extent: int, weights: Mapping[str, Tensor] | None = None) -> Encoding:
+    """What an encoding says of the first tokens of a request, and of the last.
+
+    Args:
+        model: It has no memory for its weights.
+        extent: Of the request.
+        weights: Of the model, as far as they are known; others count as 0.
+    """
+    position, first = model.trunk.position, f"{POSITIONS}0."
+    known = {name: torch.zeros_like(each, device="cpu") for name, each in position.state_dict().items()}
+    for name, each in (weights or {}).items():
+        if name.startswith(first):
+            known[name.removeprefix(first)] = each
+    at = torch.tensor([[0.0], [1.0], [extent - 1.0]])
+    found: Encoding = functional_call(position, known, (at, at, extent))
+    return found
+
+
+def same(plan: Plan) -> bool:
+    """Whether the encoding that takes another's place tells the same within the trained length."""
+    length = plan.about["extended"]["length"]
+    held = dict(tensors(plan.source, sorted(name for name in plan.source.shapes if name.startswith(POSITIONS))))
+    one, two = said(plan.before, length, held), said(plan.after, length, held | dict(plan.added))
+    if one.rotation is None or two.rotation is None:
+        return one.rotation is two.rotation and bool(one.scale == two.scale)
+    pairs = (one.rotation.cos, two.rotation.cos), (one.rotation.sin, two.rotation.sin)
+    return type(one.rotation) is type(two.rotation) and all(torch.equal(*torch.broadcast_tensors(*p)) for p in pairs)
+
+
+def advice(plan: Plan) -> str:
+    """What has to be done before the result is of use."""
+    step = plan.step
+    if converts(step["method"]):
+        return str(plugins.load(GROUP, step["method"])(**step["arguments"]).advice)
+    kinds = [plugins.load(GROUP, word.strip()) for word in step["method"].split("+")]
+    return "; ".join(kind.advice for kind in kinds if kind.advice)
+
+
 def waves(model: Decoder, extent: int) -> tuple[Tensor, float]:
     """Radians per position [waves] and the attention factor of a request of `extent` tokens; none where none turn."""
-    position = model.trunk.position
     rotation = None
-    if not position.content and isinstance(getattr(position, "frequencies", None), Tensor):
-        at = torch.zeros(1, 1)
-        rotation = position(at, at, extent).rotation
+    if isinstance(getattr(model.trunk.position, "frequencies", None), Tensor):
+        rotation = said(model, extent).rotation
     if rotation is None:
         return torch.empty(0, dtype=torch.float64), 1.0
     return rotation.frequencies[0].detach().double().cpu(), float(rotation.factor)
@@ -52,9 +93,9 @@ def figures(plan: Plan) -> dict[str, Any]:
     after, factor = waves(plan.after, reach)
     within = waves(plan.after, length)
     dynamic = any(plugins.load(GROUP, word.strip()).dynamic for word in plan.step["method"].split("+"))
-    still = torch.zeros(len(before) - len(after), dtype=torch.float64)  # of a conversion
     rows = []
-    for number, (old, new) in enumerate(zip(before.tolist(), torch.cat((after, still)).tolist(), strict=True)):
+    pairs = zip_longest(before.tolist(), after.tolist(), fillvalue=0.0)  # a conversion drops waves, or adds some
+    for number, (old, new) in enumerate(pairs):
         turned = length * old / (2 * math.pi)
         rows.append(
             {
@@ -65,9 +106,10 @@ def figures(plan: Plan) -> dict[str, Any]:
                     side: 2 * math.pi / each if each else None for side, each in (("before", old), ("after", new))
                 },
                 "rotations": turned,
-                "undertrained": old != 0 and turned < 1,
+                "undertrained": turned < 1 and (old, new) != (0, 0),
             }
         )
+    unchanged = bool(torch.equal(within[0], before)) and within[1] == plain if rows else dynamic
     return {
         "length": length,
         "from": plan.step["from"],
@@ -78,7 +120,8 @@ def figures(plan: Plan) -> dict[str, Any]:
         "encoding": plan.about["network"]["init_args"]["position"]["class_path"],
         "attention": factor,
         "dynamic": dynamic,
-        "unchanged": bool(torch.equal(within[0], before)) and within[1] == plain if rows else dynamic,
+        "unchanged": same(plan) if converts(plan.step["method"]) else unchanged,
+        "advice": advice(plan),
         "waves": rows,
         "undertrained": [row["wave"] for row in rows if row["undertrained"]],
         "cache": cached(plan.after, reach),
@@ -93,14 +136,14 @@ def table(told: dict[str, Any]) -> str:
         f"{'wave':>4}  {'wavelength':>12}  {'turns in ' + short(told['length']):>14}  {'becomes':>12}  {'ratio':>7}"
     ]
     for row in told["waves"]:
-        if row["ratio"] is None:
+        long = {side: f"{each:.2f}" if each else "stands still" for side, each in row["wavelength"].items()}
+        if not any(row["wavelength"].values()):
             lines.append(f"{row['wave']:>4}  {'stands still':>12}")
             continue
-        long = {side: f"{each:.2f}" if each else "stands still" for side, each in row["wavelength"].items()}
         mark = "  under-trained" * row["undertrained"]
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.4f}"
         lines.append(
-            f"{row['wave']:>4}  {long['before']:>12}  {row['rotations']:>14.3f}  {long['after']:>12}  "
-            f"{row['ratio']:>7.4f}{mark}"
+            f"{row['wave']:>4}  {long['before']:>12}  {row['rotations']:>14.3f}  {long['after']:>12}  {ratio:>7}{mark}"
         )
     return "\n".join([*lines, "", *summary(told)])
 
@@ -119,6 +162,8 @@ def summary(told: dict[str, Any]) -> list[str]:
             f"attention factor {told['attention']:.4f}: rotated logits are multiplied by {told['attention'] ** 2:.4f}",
             f"{few} of {several} waves did not turn once over {length} tokens: some of their angles were never trained",
         ]
+    if told["advice"]:
+        lines.append(told["advice"])
     if told["dynamic"]:
         table = f"; the table is of one of {reach} tokens" if several else ""
         lines.append(f"chosen by the length of each request{table}")
