@@ -23,6 +23,7 @@ VARIANTS = [
     ("FoPE", {"init": "eye"}),
     ("FoPE", {"floor": 8, "trainable": True}),
     ("FoPE", {"floor": 8, "trainable": True, "dialect": "paper", "padding": "identity"}),
+    ("FoPE", {"fraction": 0.5, "pairing": "interleaved"}),
     ("pRoPE", {"fraction": 0.25, "pairing": "interleaved"}),
     ("xPos", {"span": 32.0, "pairing": "half"}),
     ("PoPE", {"fraction": 0.5, "phases": "uniform"}),
@@ -54,12 +55,16 @@ EXTENDED = [  # what the exam of an extension does not ask: every check of an en
     partial(POSITIONS["RoPE"], extension=partial(EXTENSIONS["SelfExtend"], factor=4.0), fraction=0.5),
     partial(POSITIONS["pRoPE"], extension=EXTENSIONS["DualChunk"], pairing="interleaved"),
     partial(EXTENSIONS["ReRoPE"], log_n=False),
+    partial(POSITIONS["FoPE"], extension=partial(EXTENSIONS["YaRN"], factor=2.5), floor=8),
     partial(POSITIONS["ALiBi"], extension=EXTENSIONS["DynamicDistanceScaling"], trainable=True),
     partial(POSITIONS["RoPEMixed"], extension=partial(EXTENSIONS["DistanceScaling"], factor=2.0)),
     partial(POSITIONS["T5"], extension=partial(EXTENSIONS["DistanceScaling"], factor=2.5)),
     partial(EXTENSIONS["Resonance"], extension=partial(EXTENSIONS["DynamicNTK"], factor=2.0)),
     partial(EXTENSIONS["Resonance"], extension=partial(EXTENSIONS["YaRN"], factor=8.0)),
     partial(EXTENSIONS["YaRN"], truncate=True, factor=16.0),
+    partial(EXTENSIONS["FoPE"], dialect="paper", start="official"),
+    partial(EXTENSIONS["FoPE"], clip=False, trainable=True),
+    partial(EXTENSIONS["DroPE"], temperature=0.1),
 ]
 
 

@@ -233,7 +233,7 @@ def test_an_encoding_and_an_extension_may_share_a_name(monkeypatch):
 
 
 def test_which_encodings_take_which_extensions():
-    takers = {"RoPE", "pRoPE", "PoPE"}
+    takers = {"RoPE", "pRoPE", "PoPE", "FoPE"}
     biases = {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias", "RoPEMixed"}
     assert {name for name, encoding in POSITIONS.items() if taken(encoding)} == takers | biases
     assert {name for name, _ in extended(EXTENSIONS["YaRN"])} == takers
@@ -254,12 +254,14 @@ def test_details_describe_them():
     rows = {row["name"]: row for row in rows if row["group"] == "zoo.extensions"}
     assert set(rows) == set(EXTENSIONS)
     for row in rows.values():
-        waves = issubclass(EXTENSIONS[row["name"]], WaveExtension)
         if issubclass(EXTENSIONS[row["name"]], Conversion):
+            assert row["extends"] == []
+            assert row["converts"] == [*EXTENSIONS[row["name"]].converts]
             continue
+        waves = issubclass(EXTENSIONS[row["name"]], WaveExtension)
         biases = {"ALiBi", "T5", "KERPLE", "Sandwich", "DynamicBias", "RoPEMixed"}
         biases = {"T5"} if row["name"] == "BucketScaling" else biases
-        rotary = {"RoPE", "pRoPE", "PoPE"} if waves else {"RoPE", "pRoPE"}
+        rotary = {"RoPE", "pRoPE", "PoPE", "FoPE"} if waves else {"RoPE", "pRoPE"}
         assert set(row["extends"]) == (rotary if waves or row["name"] in MAPS else biases)
         assert "arXiv:" in row["source"]
         assert row["summary"].endswith(".")
@@ -268,6 +270,7 @@ def test_details_describe_them():
     dynamic = {name for name, row in rows.items() if row["dynamic"]}
     assert dynamic == {"DynamicNTK", "LongRoPE", "DynamicDistanceScaling", "DualChunk"}
     assert "Linear(factor=required)" in text
+    assert "    converts RoPE, pRoPE, FoPE\n" in text
     assert "; chooses by the extent of a request" in text.split("DynamicNTK(")[1].splitlines()[2]
     json.dumps(list(rows.values()))
 
@@ -277,3 +280,11 @@ def test_zoo_check_examines_them(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines} <= {"pass", "skip"}
     assert any("extending" in line for line in lines)
+
+
+def test_zoo_check_examines_both_of_a_name(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("zoo.testing.examine", lambda subject: asked.append(subject) or [])
+    zoo("check", "FoPE")
+    assert asked == [POSITIONS["FoPE"], EXTENSIONS["FoPE"]]
+    assert capsys.readouterr().out.splitlines() == ["FoPE, the position encoding:", "FoPE, the extension:"]

@@ -102,9 +102,10 @@ def test_two_strangers_may_clash_too(install):
 
 
 def test_one_name_in_two_groups_is_no_clash(install):
-    install("zoo-fope", "[zoo.extensions]\nFoPE = zoo_fope:FoPE\n", "class FoPE:\n    pass\n")
+    install("zoo-alibi", "[zoo.extensions]\nALiBi = zoo_alibi:ALiBi\n", "class ALiBi:\n    pass\n")
     assert plugins.clashes() == []
-    assert plugins.load("zoo.extensions", "FoPE").__name__ == "FoPE"
+    assert plugins.load("zoo.extensions", "ALiBi").__name__ == "ALiBi"
+    assert plugins.load("zoo.extensions", "FoPE") is not plugins.load("zoo.positions", "FoPE")
 
 
 @pytest.mark.parametrize(

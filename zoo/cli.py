@@ -230,6 +230,8 @@ def check(argv: list[str]) -> None:
 
     failed = 0
     for group in groups:
+        if len(groups) > 1:  # two ideas may share a name: an encoding, and the conversion to it
+            print(f"{options.name}, the {plugins.GROUPS[group]}:")
         for result in examine(plugins.load(group, options.name)):
             mark = "skip" if result.skipped else "pass" if result.passed else "FAIL"
             failed += mark == "FAIL"

@@ -27,6 +27,8 @@ class Extension:
 
     dynamic: bool = False
     """Whether it looks at the extent of a request; otherwise all requests are served alike."""
+    advice: str = ""
+    """What has to be done before the result is of use, as a clause; `zoo extend` prints it."""
 
     def account(self) -> list[str]:
         """What it does with these numbers, in clauses for a person, as far as a table of waves does not tell."""

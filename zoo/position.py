@@ -8,6 +8,7 @@ further than it was trained is an extension, whose contract is `zoo.extension`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -225,7 +226,18 @@ class NoPE(PositionEncoding):
     """No position encoding: a causal model infers order from the number of tokens that it sees.
 
     Source: Kazemnejad et al. 2023, arXiv:2305.19466. Nothing is added anywhere.
+
+    Raises ZooError for a scale that is not above 0.
+
+    Args:
+        scale: Multiplies the logits; above 1 it makes up for requests longer than those of training.
     """
+
+    def __init__(self, geometry: Geometry, *, scale: float = 1.0) -> None:
+        super().__init__(geometry)
+        if not 0 < scale < math.inf:
+            raise ZooError(f"NoPE multiplies logits by its scale, which is above 0; got {scale}.")
+        self.scale = scale
 
     def forward(
         self,
@@ -235,4 +247,4 @@ class NoPE(PositionEncoding):
         hidden: Tensor | None = None,
         state: dict[str, Tensor] | None = None,
     ) -> Encoding:
-        return Encoding()
+        return Encoding(scale=self.scale)

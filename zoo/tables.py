@@ -14,6 +14,7 @@ from typing import Any
 from zoo import plugins
 from zoo.bias import rung
 from zoo.errors import ZooError
+from zoo.extension import Conversion
 from zoo.matrix import GEOMETRY, GRID, Cell, extended, mapped, places
 from zoo.matrix import matrix as cells
 from zoo.position import Encoding, Geometry
@@ -73,7 +74,9 @@ def details() -> tuple[list[dict[str, Any]], str]:
                 if parameter.kind is parameter.KEYWORD_ONLY
             }
             if row.group == "zoo.extensions":
+                converts = issubclass(plugin, Conversion)
                 entry["extends"] = [name for name, _ in extended(plugin)]
+                entry |= {"converts": [*plugin.converts]} if converts else {}
                 entry["dynamic"] = plugin.dynamic
                 rows.append(entry)
                 continue
@@ -97,7 +100,9 @@ def details() -> tuple[list[dict[str, Any]], str]:
             lines.append(f"{entry['name']}: {entry['error']}")
             continue
         arguments = ", ".join(f"{name}={value}" for name, value in entry["arguments"].items())
-        if "extends" in entry:
+        if "converts" in entry:
+            about = f"converts {', '.join(entry['converts'])}"
+        elif "extends" in entry:
             about = f"extends {', '.join(entry['extends']) or 'none'}; " + (
                 "chooses by the extent of a request" if entry["dynamic"] else "the same for every request"
             )

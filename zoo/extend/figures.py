@@ -6,20 +6,65 @@ All is read off what the two encodings return, as data, so that it is what the m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from zoo import plugins
 from zoo.decoder import Decoder
-from zoo.extend.methods import GROUP
-from zoo.extend.rewrite import Plan
+from zoo.extend.methods import GROUP, converts
+from zoo.extend.rewrite import POSITIONS, Plan
 from zoo.lengths import short
 from zoo.matrix import request
+from zoo.position import Encoding
 from zoo.vit import ViT
 
 BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def said(model: Decoder | ViT, extent: int, weights: Mapping[str, Tensor] | None = None) -> Encoding:
+    """What an encoding says of the first positions of a request, and of the last, along the diagonal of a grid.
+
+    Args:
+        model: It has no memory for its weights.
+        extent: Of the request.
+        weights: Of the model, as far as they are known; others count as 0.
+    """
+    position, first = model.trunk.position, f"{POSITIONS}0."
+    known = {name: torch.zeros_like(each, device="cpu") for name, each in position.state_dict().items()}
+    for name, each in (weights or {}).items():
+        if name.startswith(first):
+            known[name.removeprefix(first)] = each
+    last = extent if position.geometry.axes == 1 else min(position.geometry.length)
+    at = torch.tensor([[0.0], [1.0], [last - 1.0]]).expand(-1, position.geometry.axes)
+    found: Encoding = functional_call(position, known, (at, at, extent))
+    return found
+
+
+def same(plan: Plan) -> bool:
+    """Whether the encoding that takes another's place tells the same within the trained length."""
+    extent = math.prod(plan.before.trunk.geometry.length)
+    held = {name: stored.tensor() for name, stored in plan.source.weights.items() if name.startswith(POSITIONS)}
+    one, two = said(plan.before, extent, held), said(plan.after, extent, held | dict(plan.added))
+    if any(each.embedding is not None or each.bias is not None for each in (one, two)):
+        return False
+    if one.rotation is None or two.rotation is None:
+        return one.rotation is two.rotation and bool(one.scale == two.scale)
+    pairs = (one.rotation.cos, two.rotation.cos), (one.rotation.sin, two.rotation.sin)
+    return type(one.rotation) is type(two.rotation) and all(torch.equal(*torch.broadcast_tensors(*p)) for p in pairs)
+
+
+def advice(plan: Plan) -> str:
+    """What has to be done before the result is of use."""
+    step = plan.step
+    if converts(step["method"]):
+        return str(plugins.load(GROUP, step["method"])(**step["arguments"]).advice)
+    kinds = [plugins.load(GROUP, word.strip()) for word in step["method"].split("+")]
+    return "; ".join(kind.advice for kind in kinds if kind.advice)
 
 
 def waves(model: Decoder | ViT, extent: int) -> tuple[Tensor, float]:
@@ -29,12 +74,9 @@ def waves(model: Decoder | ViT, extent: int) -> tuple[Tensor, float]:
     On a grid they are those of the rows. Where positions are mapped the waves turn in a map of the logits, which tells
     the rotation that it works with.
     """
-    position = model.trunk.position
-    rotation = None
-    held = getattr(position, "frequencies", None)
-    if not position.content and isinstance(held, Tensor) and not held.is_meta:
-        at = torch.zeros(1, model.trunk.geometry.axes)
-        told = position(at, at, extent)
+    rotation, held = None, getattr(model.trunk.position, "frequencies", None)
+    if not model.trunk.position.content and isinstance(held, Tensor) and not held.is_meta:
+        told = said(model, extent)
         rotation = told.rotation or getattr(told.bias, "rotation", None)
     if rotation is None:
         return torch.empty(0, dtype=torch.float64), 1.0
@@ -63,9 +105,9 @@ def figures(plan: Plan) -> dict[str, Any]:
     position = plan.after.trunk.position
     mapped = request(position).rung is not request(plan.before.trunk.position).rung
     dynamic = any(plugins.load(GROUP, word.strip()).dynamic for word in plan.step["method"].split("+"))
-    still = torch.zeros(len(before) - len(after), dtype=torch.float64)  # of a conversion
     rows = []
-    for number, (old, new) in enumerate(zip(before.tolist(), torch.cat((after, still)).tolist(), strict=True)):
+    pairs = zip_longest(before.tolist(), after.tolist(), fillvalue=0.0)  # a conversion drops waves, or adds some
+    for number, (old, new) in enumerate(pairs):
         turned = axes[0] * old / (2 * math.pi)
         rows.append(
             {
@@ -76,9 +118,10 @@ def figures(plan: Plan) -> dict[str, Any]:
                     side: 2 * math.pi / each if each else None for side, each in (("before", old), ("after", new))
                 },
                 "rotations": turned,
-                "undertrained": old != 0 and turned < 1,
+                "undertrained": turned < 1 and (old, new) != (0, 0),
             }
         )
+    kept = dynamic if mapped or not rows else bool(torch.equal(within[0], before)) and within[1] == plain
     return {
         "length": plan.about["extended"]["length"],
         "from": plan.step["from"],
@@ -90,7 +133,8 @@ def figures(plan: Plan) -> dict[str, Any]:
         "attention": factor,
         "dynamic": dynamic,
         "account": [line for one in getattr(position, "extensions", ()) for line in one.account()],
-        "unchanged": dynamic if mapped or not rows else bool(torch.equal(within[0], before)) and within[1] == plain,
+        "unchanged": same(plan) if converts(plan.step["method"]) else kept,
+        "advice": advice(plan),
         "waves": rows,
         "undertrained": [row["wave"] for row in rows if row["undertrained"]],
         "added": sorted(plan.added),
@@ -105,14 +149,14 @@ def table(told: dict[str, Any]) -> str:
     turns = f"turns in {told['grid'][0][0] if 'grid' in told else short(told['length'])}"
     lines = [f"{'wave':>4}  {'wavelength':>12}  {turns:>14}  {'becomes':>12}  {'ratio':>7}"]
     for row in told["waves"]:
-        if row["ratio"] is None:
+        long = {side: f"{each:.2f}" if each else "stands still" for side, each in row["wavelength"].items()}
+        if not any(row["wavelength"].values()):
             lines.append(f"{row['wave']:>4}  {'stands still':>12}")
             continue
-        long = {side: f"{each:.2f}" if each else "stands still" for side, each in row["wavelength"].items()}
         mark = "  under-trained" * row["undertrained"]
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.4f}"
         lines.append(
-            f"{row['wave']:>4}  {long['before']:>12}  {row['rotations']:>14.3f}  {long['after']:>12}  "
-            f"{row['ratio']:>7.4f}{mark}"
+            f"{row['wave']:>4}  {long['before']:>12}  {row['rotations']:>14.3f}  {long['after']:>12}  {ratio:>7}{mark}"
         )
     return "\n".join([*lines, "", *summary(told)])
 
@@ -133,6 +177,8 @@ def summary(told: dict[str, Any]) -> list[str]:
             f"{few} of {several} waves did not turn once over {over}: some of their angles were never trained",
         ]
     lines[1:1] = told["account"]
+    if told["advice"]:
+        lines.append(told["advice"])
     if told["dynamic"]:
         table = f"; the table is of one of {reach} tokens" if several else ""
         lines.append(f"chosen by the length of each request{table}")

@@ -27,13 +27,18 @@ USUAL = "YaRN"
 
 def owned(encoding: str) -> list[str]:
     """The extensions of an encoding, conversions among them; a sentence where it has none."""
-    owner = plugins.load("zoo.positions", encoding)
-    found = extending(encoding, owner)
+    found = extending(encoding, plugins.load("zoo.positions", encoding))
     if not found:
-        able = [name for name, each in plugins.classes("zoo.positions").items() if extending(name, each)]
-        reason = f", because {owner.unextended}" if owner.unextended else ""
-        raise ZooError(f"The encoding {encoding} takes no extension{reason}. Encodings that do: {listing(able)}.")
+        raise ZooError(bare(encoding))
     return found
+
+
+def bare(encoding: str) -> str:
+    """That an encoding takes no extension, and which do."""
+    able = [name for name, each in plugins.classes("zoo.positions").items() if taken(each)]
+    owner = plugins.load("zoo.positions", encoding)
+    reason = f", because {owner.unextended}" if owner.unextended else ""
+    return f"The encoding {encoding} takes no extension{reason}. Encodings that do: {listing(able)}."
 
 
 def extending(name: str, encoding: Any) -> list[str]:
@@ -53,8 +58,11 @@ def converts(method: str) -> bool:
 
 
 def usual(encoding: str) -> str:
-    """The method where none is named."""
-    found = owned(encoding)
+    """The method where none is named; never a conversion, which makes another model of it."""
+    found = [name for name in owned(encoding) if not converts(name)]
+    if not found:
+        others = owned(encoding)
+        raise ZooError(f"{bare(encoding)} What converts it: {listing(others)}.   Try:  --method {others[0]}")
     return next((name for name in (USUAL, "DistanceScaling") if name in found), found[0])
 
 
@@ -78,6 +86,9 @@ def node(
             plugins.find(GROUP, word)
             raise ZooError(f"{word} does not extend {encoding}. What does: {listing(mine)}.")
     kinds = [plugins.load(GROUP, word) for word in words]
+    if len(words) > 1 and any(map(converts, words)):
+        word = next(filter(converts, words))
+        raise ZooError(f"{word} puts another encoding in the place of {encoding}, alone.   Try:  --method {word}")
     if "extension" in known(kinds[-1]):
         words, kinds = [*words, USUAL], [*kinds, plugins.load(GROUP, USUAL)]
     for word, kind in zip(words[:-1], kinds[:-1], strict=True):

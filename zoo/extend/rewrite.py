@@ -92,9 +92,9 @@ def plan(
     arguments["reach"] = to
     added: dict[str, Tensor] = {}
     dropped: set[str] = set()
+    old = copy.deepcopy(position)
     if converts(method):
         conversion = plugins.load(GROUP, method)(**extension["init_args"])
-        old = copy.deepcopy(position)
         position |= conversion.rewrite(copy.deepcopy(position), before.trunk.geometry)
         added, dropped = migrated(source, conversion, before, old, position)
     else:
@@ -118,7 +118,7 @@ def plan(
     about |= {"zoo": zoo.__version__, "network": network, "plugins": checkpoints.owners(network)}
     about["extended"] = {
         "length": length,
-        "base": position["init_args"].get("base", base.default if base else None),
+        "base": old["init_args"].get("base", base.default if base else None),
         "chain": [*(past["chain"] if past else []), step],
     }
     asked = (about.get("asked") or {}).get("model")

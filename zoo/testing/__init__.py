@@ -18,16 +18,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ZooError
-from zoo.extension import Extension, WaveExtension
+from zoo.extension import Conversion, Extension, WaveExtension
 from zoo.kernel import Kernel
 from zoo.position import PositionEncoding
-from zoo.testing import extensions, kernels, owned, positions
+from zoo.testing import conversions, extensions, kernels, owned, positions
 from zoo.testing.probe import Check, Skip, Subject, kind, title
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["Result", "Skip", "checks", "examine", "extensions", "kernels", "owned", "positions", "suite"]
+__all__ = [
+    "Result",
+    "Skip",
+    "checks",
+    "conversions",
+    "examine",
+    "extensions",
+    "kernels",
+    "owned",
+    "positions",
+    "suite",
+]
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ def suite(subject: Subject) -> tuple[Check, ...]:
         return kernels.CHECKS
     if isinstance(found, type) and issubclass(found, WaveExtension):
         return extensions.CHECKS
+    if isinstance(found, type) and issubclass(found, Conversion):
+        return conversions.CHECKS
     if isinstance(found, type) and issubclass(found, Extension):
         return owned.CHECKS
     raise ZooError(

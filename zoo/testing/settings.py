@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from zoo.errors import ZooError
-from zoo.extension import Extension, WaveExtension
+from zoo.extension import Conversion, Extension, WaveExtension
 from zoo.testing.probe import GEOMETRY, GRID, Skip, Subject, check, kind, line, title, trunk, weights
 from zoo.vit import grid
 
@@ -20,10 +20,14 @@ from zoo.vit import grid
 @check
 def keywords(subject: Subject) -> None:
     """Arguments beyond the first, the geometry, are keywords with defaults, and the docstring describes each."""
-    own, first = arguments(subject), next(iter(inspect.signature(kind(subject)).parameters.values()), None)
     name, extension = kind(subject).__name__, issubclass(kind(subject), Extension)
     what = "series" if issubclass(kind(subject), WaveExtension) else "geometry"
-    assert first is not None, f"{name}.__init__ takes no {what}."
+    own = list(inspect.signature(kind(subject)).parameters.values())
+    if issubclass(kind(subject), Conversion):  # it is built from its keywords alone
+        what = "self"
+    else:
+        assert own, f"{name}.__init__ takes no {what}."
+        own = own[1:]
     for argument in own:
         if argument.kind is argument.VAR_KEYWORD:
             continue
