@@ -22,6 +22,7 @@ from zoo.checkpoints import NESTED, SLOTS
 from zoo.decoder import Decoder
 from zoo.errors import ZooError, listing, near
 from zoo.matrix import unfit
+from zoo.pipeline import Extend, FineTune
 from zoo.trunk import Trunk
 from zoo.vit import ViT
 
@@ -61,7 +62,7 @@ def options(parser: LightningArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield action.dest
         yield action.dest.rpartition(".")[2]
-    classes: list[type] = [Trainer, Decoder, ViT, Trunk]
+    classes: list[type] = [Trainer, Decoder, ViT, Trunk, Extend, FineTune]
     for base in ("model", "schedule", "data"):
         classes += subclasses(BASES[base])
     for group in PLUGINS.values():

@@ -8,7 +8,7 @@ repeats the dropout of an uninterrupted one.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -56,6 +56,8 @@ class Task(LightningModule):
         self.asked: dict[str, Any] | None = None
         """The model and data sections of recipe and flags, where there were any; kept in the checkpoint."""
         self.generators: dict[str, Any] | None = None
+        self.origin: dict[str, Any] = {}
+        """Where the weights come from: the checkpoint that they started as, and what that had been extended from."""
 
     # What a subclass says.
 
@@ -115,7 +117,7 @@ class Task(LightningModule):
         if self.weights is not None:
             source = checkpoints.read(self.weights)
             checkpoints.fill(network, source.weights, self.weights)
-            self.about["parent"] = str(self.weights)
+            self.origin = {"parent": str(self.weights), **kept(source.about, node)}
         if self.compiled:
             self.trunk.compile()  # what every step calls; the network's own forward is for people
 
@@ -192,7 +194,9 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {"steps": self.trainer.global_step, "epochs": self.trainer.current_epoch}
-        about = {**self.about, "asked": self.asked, "trained": trained}
+        about = {**self.about, **self.origin, "asked": self.asked, "trained": trained}
+        if "extended" in about:
+            about["extended"] = tuned(about["extended"], **self.tuning())
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is not None and not isinstance(tokenizer, str):
             about["tokenizer"] = tokenizer.describe()
@@ -206,8 +210,18 @@ class Task(LightningModule):
             "python": random.getstate(),
         }
 
+    def tuning(self) -> dict[str, Any]:
+        """How an extended model is trained further, in words and numbers for its description."""
+        return {"steps": self.trainer.global_step}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.generators = checkpoint.get("generators")
+        about = checkpoint.get("zoo", {})  # its parent may be gone by now
+        self.origin = {key: about[key] for key in ("parent", "extended") if key in about}
+        if "extended" in about:
+            *before, last = about["extended"]["chain"]
+            last = {**last, "tuned": last.get("tuned", [])[:-1]}  # the last of them is the run that goes on
+            self.origin["extended"] = {**about["extended"], "chain": [*before, last]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.generators is None:
@@ -219,3 +233,17 @@ class Task(LightningModule):
         version, state, gauss = self.generators["python"]
         random.setstate((version, tuple(state), gauss))
         self.generators = None
+
+
+def kept(about: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint that has been extended says of that, where a network of this description still is so."""
+    there, here = about["network"]["init_args"], node["init_args"]
+    extended = about.get("extended")
+    same = extended and (there.get("length"), there.get("reach")) == (here.get("length"), here.get("reach"))
+    return {"extended": extended} if same else {}
+
+
+def tuned(extended: Mapping[str, Any], **how: Any) -> dict[str, Any]:
+    """The provenance of an extended model with one more run that trained it: each link lists those that followed."""
+    *before, last = extended["chain"]
+    return {**extended, "chain": [*before, {**last, "tuned": [*last.get("tuned", []), how]}]}

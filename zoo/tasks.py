@@ -93,13 +93,34 @@ class LanguageModel(Task):
         length = getattr(getattr(self.trainer, "datamodule", None), "length", None)
         return length or self.length
 
+    @property
+    def reach(self) -> int:
+        """Tokens that the model reads: those of first training, or what it has been extended to."""
+        return self.decoder.get("reach") or self.length
+
     def on_fit_start(self) -> None:
-        if self.extent() != self.length:
+        size, data = self.extent(), getattr(self.trainer, "datamodule", None)
+        if size > self.reach and self.reach > self.length:
             raise ZooError(
-                f"Blocks of {self.extent()} tokens do not fit a model of length {self.length}, which is its length at "
-                f"first training.   Try:  --model.length {self.extent()}, or leave --data.length out"
+                f"Blocks of {size} tokens do not fit a model that has been extended to {self.reach}.   "
+                f"Try:  --data.length {self.reach}, or zoo extend --to {size}"
+            )
+        if size != self.length and self.reach == self.length:
+            raise ZooError(
+                f"Blocks of {size} tokens do not fit a model of length {self.length}, which is its length at "
+                f"first training.   Try:  --model.length {size}, or leave --data.length out"
+            )
+        placed = getattr(data, "positions", "full")
+        if placed != "full" and (self.random_positions is not None or self.within_documents):
+            other = "within_documents" if self.within_documents else "random_positions"
+            raise ZooError(
+                f"{other} decides on the positions, and so does --data.positions {placed}. Leave one of the two out."
             )
         super().on_fit_start()
+
+    def tuning(self) -> dict[str, Any]:
+        placed = getattr(getattr(self.trainer, "datamodule", None), "positions", "full")
+        return {**super().tuning(), "length": self.extent(), "positions": placed}
 
     def masks(self) -> frozenset[str]:
         window = self.decoder.get("window") is not None
@@ -116,7 +137,10 @@ class LanguageModel(Task):
             self.vocabulary = given
 
     def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden states and targets of a batch of tokens [batch, length + 1]."""
+        """Hidden states and targets of a batch of tokens [batch, length + 1].
+
+        The extent is that of the blocks; where the data place them over the model's reach it is the reach.
+        """
         tokens, documents = batch["tokens"], batch["documents"]
         targets = tokens[:, 1:]
         context: dict[str, Any] = {}
@@ -126,6 +150,8 @@ class LanguageModel(Task):
                 drawn = drawn + documents[:, :-1].long() * self.random_positions
             drawn = drawn.sort(-1).values % self.random_positions
             context = {"positions": drawn, "extent": self.random_positions}
+        elif "positions" in batch:  # spread over the reach, which a dynamic method is then told, as it will be in use
+            context = {"positions": batch["positions"], "extent": self.reach}
         if self.within_documents:
             context["documents"] = documents[:, :-1]
             targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)

@@ -1,17 +1,20 @@
 """The Trainer's verbs: `zoo fit | validate | test | predict`, on LightningCLI.
 
 What LightningCLI does in silence is said aloud here: the model that runs is printed once; a checkpoint whose model
-differs from the one asked for stops the run and shows both sides; its tokenizer is the one that is used.
+differs from the one asked for stops the run and shows both sides; its tokenizer is the one that is used. A run from a
+checkpoint's weights takes the checkpoint's model where nothing else is asked for, and says where it departs from it.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
@@ -30,13 +33,12 @@ from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
 from zoo.evaluate.callback import LengthGeneralisation
 from zoo.messages import Parser, buried
+from zoo.pipeline import Extend, Pipeline
+from zoo.recipe import differences, named, plain, section
 from zoo.task import Task
 from zoo.tasks import ImageClassifier, LanguageModel
 
 __all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "LengthGeneralisation", "Text", "main"]
-
-FREE = {"optimizer", "schedule", "weights", "compile", "chunk", "smoothing", "checkpointing"}
-"""Arguments of a task that a checkpoint's weights do not depend on."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -53,17 +55,48 @@ class CLI(LightningCLI):
     """LightningCLI with zoo's classes, defaults and answers."""
 
     stored: dict[str, Any] | None = None
+    """What the checkpoint that is continued, or measured, says of itself."""
+    folder: Path | None = None
+    """Where a stage of a pipeline keeps its checkpoints."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--extend", type=list[Extend] | None, default=None, help="What follows training, stage by stage."
+        )
+        parser.add_argument(
+            "--stages",
+            type=Literal["all", "pretrain", "extend"],
+            default="all",
+            help="Which part of a recipe with `extend` runs.",
+        )
         model: dict[str, Any] = {
             "class_path": "zoo.tasks.LanguageModel",
             "init_args": {"position": "RoPE", "kernel": "Auto"},
         }
-        self.stored = self.stored or stored(option(sys.argv[1:], "--ckpt_path"), sys.argv[1])
         data: dict[str, Any] = {"class_path": "zoo.data.Text"}
-        if self.stored is not None and self.stored.get("asked"):
-            model, data = named(self.stored["asked"]["model"]), self.stored["asked"]["data"]
+        if not self.staged:
+            self.stored = self.stored or stored(option(sys.argv[1:], "--ckpt_path"), sys.argv[1])
+            weights = parental(sys.argv[1:])
+            if self.stored is not None and self.stored.get("asked"):
+                model, data = named(self.stored["asked"]["model"]), self.stored["asked"]["data"]
+            elif self.stored is None and weights is not None:
+                model = section(checkpoints.read(weights).about)
         parser.set_defaults({"model": model, "data": data})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if args is not None:
+            self.config = parser.parse_object(args)
+            return
+        # A list of stages replaces an earlier one; the parser would merge two of equal length, stage by stage.
+        words = list[str]()
+        for word in sys.argv[1:]:
+            words += ["--extend=null"] * bool(re.match(r"--extend(=|$)", word)) + [word]
+        self.config = parser.parse_args(words)
+
+    @property
+    def staged(self) -> bool:
+        """Whether this is one stage of a pipeline, whose recipe is complete."""
+        return self.folder is not None
 
     def _parse_ckpt_path(self) -> None:
         """Compare instead of merging in silence."""
@@ -75,8 +108,11 @@ class CLI(LightningCLI):
                 f"There is nothing to {self.config.subcommand}: a fresh model has random weights.   "
                 "Try:  --ckpt_path CKPT, or --model.weights CKPT"
             )
+        self.parent = None if self.stored is not None else sections.model.init_args.get("weights")
         if self.stored is not None:
             sections.model.init_args["weights"] = None  # the checkpoint holds them; its parent may be gone
+        if self.parent is not None:
+            self.compare(checkpoints.read(self.parent).about, sections.model)
         if self.stored is None or not self.stored.get("asked"):
             return
         here = plain(self.config[self.config.subcommand].model)
@@ -89,7 +125,31 @@ class CLI(LightningCLI):
                 "weights where the shapes allow it:  --model.weights CKPT"
             )
 
+    def compare(self, about: dict[str, Any], here: Any) -> None:
+        """Say where a run departs from the model whose weights it starts from."""
+        there = self._parser(self.config.subcommand).parse_object({"model": section(about)}).model
+        lines = list(differences(named(plain(there)), named(plain(here))))
+        if lines and about.get("extended"):
+            raise ZooError(
+                f"{self.parent} has been extended, and the recipe asks for another model than that.\n  "
+                + "\n  ".join(lines)
+                + "\n  Leave these settings out to train it further, or start from the checkpoint that it was made of."
+            )
+        for line in lines:
+            rank_zero_only(print)(f"zoo: the run departs from {self.parent}: {line}", file=sys.stderr)
+
+    @cached_property
+    def pipeline(self) -> Pipeline | None:
+        """What a recipe with `extend` asks for, instead of one run."""
+        sections = self.config[self.config.subcommand]
+        if self.config.subcommand != "fit" or self.staged or not (sections.extend or sections.stages != "all"):
+            return None
+        recipe = yaml.safe_load(self._parser("fit").dump(sections, skip_none=False))
+        return Pipeline(recipe, stage)
+
     def instantiate_classes(self) -> None:
+        if self.pipeline is not None:  # each of its stages makes its own
+            return
         try:
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse has buried what the class said among the types that it is not
@@ -105,15 +165,27 @@ class CLI(LightningCLI):
         if getattr(trainer, "fast_dev_run", False):  # ModelCheckpoint would save at the end of a rehearsal too
             kept = [one for one in trainer.callbacks if not isinstance(one, ModelCheckpoint)]  # type: ignore[attr-defined]
             trainer.callbacks = kept  # type: ignore[attr-defined]
+        for one in trainer.callbacks if self.folder is not None else []:  # type: ignore[attr-defined]
+            if isinstance(one, ModelCheckpoint):
+                one.dirpath = str(self.folder)
         return trainer
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if (pipeline := self.pipeline) is not None:
+            pipeline.run()
+        else:
+            super()._run_subcommand(subcommand)
+
     def after_instantiate_classes(self) -> None:
+        if self.pipeline is not None:
+            return
         sections = self.config[self.subcommand]
         for task, kind in ((LanguageModel, Text), (ImageClassifier, Images)):
             other = Images if kind is Text else Text
             if isinstance(self.model, task) and isinstance(self.datamodule, other):
                 raise ZooError(f"{task.__name__} does not learn from {other.__name__}.   Try:  --data {kind.__name__}")
         self.model.asked = {"model": plain(sections.model), "data": plain(sections.data)}
+        self.model.asked["model"]["init_args"]["weights"] = None  # of which the description tells under `parent`
         show(self.model.asked["model"])
         self.model.rehearse()
         source = self.stored
@@ -127,58 +199,6 @@ class CLI(LightningCLI):
             rank_zero_only(print)(
                 f"tokenizer: the checkpoint's ({source['tokenizer'].get('name', '')})", file=sys.stderr
             )
-
-
-def plain(section: Any) -> dict[str, Any]:
-    """A parsed section as dictionaries, lists and numbers, classes by the names that a recipe uses."""
-    return simplified(section.as_dict() if hasattr(section, "as_dict") else section)
-
-
-def simplified(value: Any) -> Any:
-    """`value` in containers, numbers and strings only."""
-    if isinstance(value, Mapping):
-        return {key: simplified(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [simplified(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)
-
-
-def differences(there: Any, here: Any, path: str = "model") -> Iterator[str]:
-    """A line for each argument that differs and that the weights depend on."""
-    if path == "model.init_args.kernel" and alike(there, here):
-        return
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in [*there, *(key for key in here if key not in there)]:
-            if not (path == "model.init_args" and key in FREE):
-                yield from differences(there.get(key), here.get(key), f"{path}.{key}")
-    elif there != here and not (there in (None, {}) and here in (None, {}, 0)):  # an argument of a later version is 0
-        yield f"{path.replace('.init_args', '')}: {there} in the checkpoint, {here} asked for"
-
-
-def named(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A model section with its plugins named by the registry: import paths change from version to version."""
-    return {**model, "init_args": renamed(model["init_args"], checkpoints.SLOTS)}
-
-
-def renamed(arguments: Mapping[str, Any], slots: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments with the plugins in these slots named by the registry, and those among their arguments."""
-    found = dict(arguments)
-    for slot, group in slots.items():
-        node = found.get(slot)
-        if isinstance(node, Mapping):
-            name = str(node.get("class_path", "")).rpartition(".")[2]
-            inner = renamed(node.get("init_args") or {}, checkpoints.NESTED)
-            path = name if name in plugins.names(group) else node.get("class_path")
-            found[slot] = {**node, "class_path": path, **({"init_args": inner} if inner else {})}
-    return found
-
-
-def alike(there: Any, here: Any) -> bool:
-    """Whether two kernels are implementations of one form, so that either continues the other's model."""
-    names = [(node or {}).get("class_path", "").rpartition(".")[2] for node in (there, here)]
-    return all(names) and len({plugins.load("zoo.kernels", name).form for name in names}) == 1
 
 
 @rank_zero_only
@@ -197,13 +217,34 @@ def show(section: dict[str, Any]) -> None:
 
 
 def option(argv: list[str], name: str) -> str | None:
-    """Value of `--name value` or `--name=value`."""
+    """Value of the first `--name value` or `--name=value`."""
+    return next(iter(values(argv, name)), None)
+
+
+def values(argv: list[str], name: str) -> list[str]:
+    """Values of every `--name value` and `--name=value`."""
+    found = []
     for index, word in enumerate(argv):
         if word == name and index + 1 < len(argv):
-            return argv[index + 1]
+            found.append(argv[index + 1])
         if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
+            found.append(word.partition("=")[2])
+    return found
+
+
+def parental(argv: list[str]) -> str | None:
+    """The checkpoint whose weights a run is to start from, as flags or recipes name it."""
+    found = None
+    for path in [word for name in ("--config", "-c") for word in values(argv, name)]:
+        if Path(path).is_file():
+            try:
+                model = (yaml.safe_load(Path(path).read_text()) or {}).get("model") or {}
+                found = (model.get("init_args") or {}).get("weights", model.get("weights", found))
+            except (yaml.YAMLError, AttributeError):
+                return None  # which the parser tells better
+    flags = [word for name in ("--model.weights", "--model.init_args.weights") for word in values(argv, name)]
+    found = flags[-1] if flags else found
+    return None if found in (None, "null") else str(found)
 
 
 def stored(path: str | None, verb: str) -> dict[str, Any] | None:
@@ -230,7 +271,17 @@ def main(argv: list[str]) -> None:
     )
     plugins.load_all()
     sys.argv[1:] = argv
-    CLI(
+    command(CLI)
+
+
+def stage(recipe: dict[str, Any], folder: Path) -> None:
+    """Run one stage of a pipeline, a whole recipe by itself, whose checkpoints go to a folder."""
+    command(type("Stage", (CLI,), {"folder": folder}), {"subcommand": "fit", "fit": recipe})
+
+
+def command(cli: type[CLI], args: dict[str, Any] | None = None) -> None:
+    """Read the command line, or a complete recipe, and run it."""
+    cli(
         Task,
         LightningDataModule,
         subclass_mode_model=True,
@@ -239,13 +290,14 @@ def main(argv: list[str]) -> None:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         seed_everything_default=0,
+        args=args,
         save_config_kwargs={"overwrite": True},
         trainer_class=Trainer,
         trainer_defaults={
             "default_root_dir": str(Path("runs")),
             "use_distributed_sampler": False,  # zoo.data shards by itself, so that a resumed run keeps its order
             "callbacks": [
-                ModelCheckpoint(save_last=True),
+                ModelCheckpoint(save_last=True, enable_version_counter=False),
                 LearningRateMonitor("step"),
                 Throughput(),
                 Release(),

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from zoo.data.loader import check
+from zoo.data.positions import Placement
 from zoo.data.split import part_of
 from zoo.data.tokenizer import Tokenizer
 
@@ -39,6 +40,7 @@ class Packer(IterableDataset[Any]):
         test: share of documents left out for tests.
         seed: origin of that choice.
         limit: characters after which to stop, which `Stream` shares out; None reads to the end.
+        placement: of a block's tokens; what it skips is not read again. None: they are neighbours and count from 0.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Packer(IterableDataset[Any]):
         test: float = 0.0,
         seed: int = 0,
         limit: int | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.rows, self.tokenizer, self.length, self.batch = rows, tokenizer, length, batch
+        self.placement, self.first, self.stream = placement, 0, 0
         self.valid, self.test, self.seed, self.limit = valid, test, seed, limit
         self.places: dict[int, Place] = {}
         self.next = 0
@@ -60,6 +64,7 @@ class Packer(IterableDataset[Any]):
     def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor] | None, Place]]:
         info = get_worker_info()
         worker = info.id if info else 0
+        self.stream = self.first + worker
         if worker < self.next:
             # Processes are asked in turn, from the first: those that had their turn before the checkpoint pass.
             yield worker, None, self.places.get(worker, {})
@@ -74,21 +79,29 @@ class Packer(IterableDataset[Any]):
         """Blocks, each with the place of the one after it."""
         held: deque[tuple[Place, np.ndarray]] = deque()
         offset, ready = place.get("offset", 0), -place.get("offset", 0)
+        count = place.get("blocks", 0)
         for before, numbers in self._documents(place):
             held.append((before, numbers))
             ready += len(numbers)
             while ready > self.length:
-                flat = np.concatenate([numbers for _, numbers in held])[offset : offset + self.length + 1]
+                flat = np.concatenate([numbers for _, numbers in held])
                 owner = np.repeat(np.arange(len(held)), [len(numbers) for _, numbers in held])
-                owner = owner[offset : offset + self.length + 1]
-                offset, ready = offset + self.length, ready - self.length
+                taken, more = np.arange(self.length + 1), {}
+                if self.placement is not None:  # the last document is held whole, and with it all that may be skipped
+                    last = owner[offset + self.length]
+                    room = int(np.searchsorted(owner, last, side="right")) - offset - self.length - 1
+                    taken, positions = self.placement(count, room, self.stream)
+                    more["positions"] = torch.from_numpy(positions)
+                owner = owner[offset + taken]
+                block = {
+                    "tokens": torch.from_numpy(flat[offset + taken]),
+                    "documents": torch.from_numpy((owner - owner[0]).astype(np.int32)),
+                    **more,
+                }
+                offset, ready, count = offset + int(taken[-1]), ready - int(taken[-1]), count + 1
                 while offset >= len(held[0][1]):
                     offset -= len(held.popleft()[1])
-                block = {
-                    "tokens": torch.from_numpy(flat),
-                    "documents": torch.from_numpy((owner - owner[0]).astype(np.int32)),
-                }
-                yield block, {**held[0][0], "offset": offset}
+                yield block, {**held[0][0], "offset": offset, "blocks": count}
 
     def _documents(self, place: Place) -> Iterator[tuple[Place, np.ndarray]]:
         """Documents to train on, each with the place before it."""
@@ -132,6 +145,7 @@ class Stream(DataLoader):
         self.packer = pack(rows)
         self.rank, self.world, self.finished = rank, world, finished
         self.workers = min(workers, rows.num_shards)
+        self.packer.first = rank * max(1, self.workers)
         if self.packer.limit is not None:
             self.packer.limit //= world * max(1, self.workers)
         self.past: deque[dict[str, Any]] = deque([{"batches": 0, "next": 0, "places": {}}], maxlen=4)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from datasets import Dataset
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from zoo.data import corpus, tokenizer
 from zoo.data.corpus import Corpus
 from zoo.data.loader import Loader
+from zoo.data.positions import Placement
 from zoo.data.split import PARTS, Split, part_of
 from zoo.data.stream import Packer, Stream
 from zoo.data.tokenizer import Tokenizer
@@ -50,7 +51,9 @@ class Text(L.LightningDataModule):
         tokenizer: bpe (trained on the training documents), bytes, a tiktoken encoding such as gpt2, or a .tiktoken
             file.
         vocabulary: size of the trained bpe.
-        length: tokens per block; without it, the length that the model is trained at.
+        length: tokens per block; without it, the length that the model is first trained at.
+        positions: full counts them from 0; pose and cream train all positions up to the model's reach with blocks that
+            are shorter (zoo.data.positions). Validation and test count from 0.
         batch: blocks per process and step.
         valid: share of the text to validate on.
         test: share of the text to test on.
@@ -72,6 +75,7 @@ class Text(L.LightningDataModule):
         tokenizer: str = "bpe",
         vocabulary: int = 4096,
         length: int | None = None,
+        positions: Literal["full", "pose", "cream"] = "full",
         batch: int = 32,
         valid: float = 0.05,
         test: float = 0.05,
@@ -96,6 +100,7 @@ class Text(L.LightningDataModule):
             raise ZooError(f"--data.workers and --data.seed must be at least 0, not {workers} and {seed}.")
         self.files, self.dataset, self.subset, self.column, self.streaming = files, dataset, subset, column, streaming
         self.given, self.size, self.length, self.batch = tokenizer, vocabulary, length, batch
+        self.positions = positions
         self.shares = {"valid": valid, "test": test}
         self.others = {"valid": valid_files, "test": test_files}
         self.workers, self.seed, self.limit = workers, seed, limit
@@ -146,7 +151,8 @@ class Text(L.LightningDataModule):
             stored = self._stored(part)
             if stored is None:
                 continue
-            blocks = Blocks(stored, length, length if stored.about["gap"] else 0)
+            placement = self._placement() if part == "train" else None
+            blocks = Blocks(stored, length, length if stored.about["gap"] else 0, placement)
             if not len(blocks):
                 raise ZooError(self._short(part, stored, length))
             self._blocks[part] = blocks
@@ -167,6 +173,14 @@ class Text(L.LightningDataModule):
                 "The length of a block is not known: there is no model that has one.  Try:  --data.length 256"
             )
         return length
+
+    def _placement(self) -> Placement | None:
+        if self.positions == "full":
+            return None
+        reach = getattr(self.trainer.lightning_module if self.trainer is not None else None, "reach", None)
+        if not isinstance(reach, int):
+            raise ZooError(f"Positions by {self.positions} are those that a model reads, and there is no model.")
+        return Placement(self.positions, self._length(), reach, self.seed)
 
     def _short(self, part: str, stored: Stored, length: int) -> str:
         about = stored.about
@@ -301,6 +315,7 @@ class Text(L.LightningDataModule):
             **self._own,
             seed=self.seed,
             limit=self.limit,
+            placement=self._placement(),
         )
         return Stream(self._split.rows, pack, self.workers, rank, world, finished)
 

@@ -23,6 +23,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Dataset as Items
 
+from zoo.data.positions import Placement
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
 
@@ -119,25 +120,33 @@ class Blocks(Items[dict[str, Tensor]]):
     """Blocks of `length + 1` tokens, each beginning with the last token of the one before it.
 
     So every token but the first is predicted exactly once. An item holds `tokens`, int64 [length + 1], and
-    `documents`, int32 [length + 1]: 0 up to and with the first end, then 1, and so on.
+    `documents`, int32 [length + 1]: 0 up to and with the first end, then 1, and so on. With a placement an item also
+    holds `positions`, int64 [length], and its text may skip tokens.
 
     Args:
         stored: tokenised documents.
         length: tokens that a model reads at once.
         gap: tokens left out at the start.
+        placement: of a block's tokens, anew in each epoch; None: they are neighbours and count from 0.
     """
 
-    def __init__(self, stored: Stored, length: int, gap: int = 0) -> None:
-        self.stored, self.length, self.gap = stored, length, gap
+    def __init__(self, stored: Stored, length: int, gap: int = 0, placement: Placement | None = None) -> None:
+        self.stored, self.length, self.gap, self.placement = stored, length, gap, placement
 
     def __len__(self) -> int:
         return max(0, (self.stored.about["tokens"] - self.gap - 1) // self.length)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         start = self.gap + number % len(self) * self.length
-        stop = start + self.length + 1
-        places = np.searchsorted(self.stored.starts, np.arange(start, stop), side="right")
+        starts, taken, more = self.stored.starts, np.arange(self.length + 1), {}
+        if self.placement is not None:
+            last = start + self.length
+            room = int(starts[np.searchsorted(starts, last, side="right")]) - last - 1
+            taken, positions = self.placement(number, room)
+            more["positions"] = torch.from_numpy(positions)
+        owners = np.searchsorted(starts, start + taken, side="right")
         return {
-            "tokens": torch.from_numpy(self.stored.tokens[start:stop].astype(np.int64)),
-            "documents": torch.from_numpy((places - places[0]).astype(np.int32)),
+            "tokens": torch.from_numpy(self.stored.tokens[start + taken].astype(np.int64)),
+            "documents": torch.from_numpy((owners - owners[0]).astype(np.int32)),
+            **more,
         }
