@@ -8,6 +8,7 @@ encoding takes the place of a trained one, and what becomes of its weights.
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,27 @@ class Extension:
 
     dynamic: bool = False
     """Whether it looks at the extent of a request; otherwise all requests are served alike."""
+    trains: bool = False
+    """Whether it is of no use before fine-tuning; where methods are tried without any, it is left out."""
+
+
+class Searched(ABC):
+    """What an extension is besides if some of its numbers can be found by a search over text: how to vary them.
+
+    They are a list, whose meaning and limits are the extension's own. Which list is best is for the search to say.
+    """
+
+    @abstractmethod
+    def seeds(self) -> list[list[float]]:
+        """Where a search starts; the first are the numbers that the extension has without one."""
+
+    @abstractmethod
+    def child(self, one: list[float], other: list[float], rng: random.Random) -> list[float]:
+        """Numbers that vary those of two parents, which may be the same, and keep within the limits."""
+
+    @abstractmethod
+    def arguments(self, numbers: list[float]) -> dict[str, Any]:
+        """The keywords with which the extension has these numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +105,7 @@ class Conversion(Extension, ABC):
 
     converts: ClassVar[tuple[str, ...]] = ()
     """Names of the encodings that it converts."""
+    trains = True
 
     @abstractmethod
     def rewrite(self, node: Mapping[str, Any], geometry: Geometry) -> dict[str, Any]:
