@@ -8,6 +8,7 @@ encoding takes the place of a trained one, and what becomes of its weights.
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,25 @@ class Extension:
     def account(self) -> list[str]:
         """What it does with these numbers, in clauses for a person, as far as a table of waves does not tell."""
         return []
+
+
+class Searched(ABC):
+    """What an extension is besides if some of its numbers can be found by a search over text: how to vary them.
+
+    They are a list, whose meaning and limits are the extension's own. Which list is best is for the search to say.
+    """
+
+    @abstractmethod
+    def seeds(self) -> list[list[float]]:
+        """Where a search starts; the first are the numbers that the extension has without one."""
+
+    @abstractmethod
+    def child(self, one: list[float], other: list[float], rng: random.Random) -> list[float]:
+        """Numbers that vary those of two parents, which may be the same, and keep within the limits."""
+
+    @abstractmethod
+    def arguments(self, numbers: list[float]) -> dict[str, Any]:
+        """The keywords with which the extension has these numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from zoo.evaluate.measures import MEASURES, chosen
 from zoo.evaluate.reader import Reader
 from zoo.evaluate.setting import Setting
 from zoo.evaluate.store import Store
+from zoo.evaluate.texts import Documents
 from zoo.evaluate.vision import Viewer
 
 __all__ = ["MEASURES", "Evaluation", "Reader", "Setting"]
@@ -40,7 +41,8 @@ class Evaluation:
         lengths: In tokens, or for images the sides in pixels (default: 1, 2, 4 and 8 times the trained one, and on to
             the reach of an extended one; for images 1/2, 1, 1.5 and 2 times).
         measures: Comma between them (default: the standard ones).
-        files: Texts, or one folder of images (default: what the first checkpoint's data set aside for testing).
+        files: Texts, or one folder of images, or documents at hand (default: what the first checkpoint's data set aside
+            for testing).
         documents: Documents whose losses are measured, at most.
         out: Folder that keeps the results.
         device: Where the models run.
@@ -53,7 +55,7 @@ class Evaluation:
         *,
         lengths: tuple[int, ...] = (),
         measures: str | None = None,
-        files: list[str] | None = None,
+        files: list[str] | Documents | None = None,
         documents: int = 32,
         out: Path | None = None,
         device: str = "cpu",
@@ -73,6 +75,8 @@ class Evaluation:
         for each, name in zip(found, names(paths), strict=True):
             subject: Any
             if self.images:
+                if isinstance(files, Documents):
+                    raise ZooError("Documents are texts, and these checkpoints see images.")
                 if files is not None and len(files) > 1:
                     raise ZooError(f"Images are read from one folder, and got {len(files)}: {', '.join(files)}.")
                 subject = Viewer(each, name, device, files[0] if files else None)
@@ -104,7 +108,7 @@ class Evaluation:
             ruler.check(self.setting)
         self.store = Store({**header, "text": text, "checkpoints": about}, out)
 
-    def gather(self, about: Mapping[str, Any], files: list[str] | None, documents: int) -> dict[str, Any]:
+    def gather(self, about: Mapping[str, Any], files: list[str] | Documents | None, documents: int) -> dict[str, Any]:
         """Read the documents, where a measure needs some, and the evaluator; what the results say of them."""
         losses = {"perplexity", "position", "gain", "offset", "longppl", "redundancy"} & set(self.measures)
         if not losses and not {"needle", "ruler"} & set(self.measures):
@@ -117,7 +121,7 @@ class Evaluation:
             read = checkpoints.read(evaluator)
             self.evaluator = Reader(read, names([evaluator])[0], self.subjects[0].device)
             about_evaluator = {"evaluator": f"{self.evaluator.name}, {digest(read)}"}
-        source = texts.named(files) if files else texts.held_out(about)
+        source = files if isinstance(files, Documents) else texts.named(files) if files else texts.held_out(about)
         readers = [*self.subjects, *([self.evaluator] if self.evaluator else [])]
         tokenizers = list({reader.tokenizer.digest: reader.tokenizer for reader in readers}.values())
         long, short = source.long(tokenizers, max(self.setting.lengths), documents) if losses else ([], 0)

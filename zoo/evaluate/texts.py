@@ -2,7 +2,8 @@
 
 A model that has trained on Python's standard library must not be measured on what it has learned by heart, so without
 files the documents are those that its run set aside, and the report says which. They are found anew, by the run's own
-rule: where its files have changed since, or Python has, they may be others.
+rule: where its files have changed since, or Python has, they may be others. What chooses between models, as a search
+does, reads what the run validated on, so that what is measured afterwards has not been chosen by.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from zoo.lengths import short
 
 WIDE = 64
 """Characters that no tokenizer makes into one token throughout a text."""
+FEW = 4
+"""Documents below which a choice between models would be a choice of document."""
+SAMPLE = 4000
+"""Documents of a part among which long ones are looked for."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,41 @@ def named(files: list[str], column: str = "text") -> Documents:
 
 def held_out(about: Mapping[str, Any]) -> Documents:
     """What the data section of a checkpoint set aside for testing; of the standard library where it says nothing."""
+    data = described(about)
+    origin, rows = data.documents("test")
+    return gathered(f"held-out documents of {origin}" if same(about, data) else changed(origin), rows)
+
+
+def validated(about: Mapping[str, Any], tokenizers: Sequence[Tokenizer], length: int, most: int) -> Documents:
+    """What a checkpoint's run validated on, as at most `most` documents that hold `length` tokens, cut there.
+
+    Where fewer than `FEW` of those are so long, documents that it trained on are read instead. None of them equals a
+    document that was set aside for testing.
+    """
+    if not str(((about.get("asked") or {}).get("data") or {}).get("class_path", "")).endswith("Text"):
+        raise ZooError("This checkpoint does not say which text it was trained on.   Try:  --files TEXT...")
+    data = described(about)
+    apart = set(data.documents("test")[1]["text"])
+    refused = None
+    for part, verb in (("valid", "validated"), ("train", "trained")):
+        origin, rows = data.documents(part)
+        rows = rows.select(range(0, len(rows), len(rows) // SAMPLE + 1))
+        texts = [text for text in rows["text"] if text and text not in apart]
+        origin = f"documents of {origin} that it {verb} on" if same(about, data) else changed(origin)
+        if not texts:
+            continue
+        try:
+            long, _ = Documents(origin, texts).long(tokenizers, length, most)
+        except ZooError as error:
+            refused = error
+            continue
+        if len(long) >= min(FEW, most) or part == "train":
+            return Documents(origin, long)
+    raise refused or ZooError(f"There is no text in {data.documents('train')[0]}.   Try:  --files TEXT...")
+
+
+def described(about: Mapping[str, Any]) -> Text:
+    """The data that a checkpoint was trained on."""
     node = (about.get("asked") or {}).get("data") or {}
     arguments = dict(node.get("init_args") or {}) if str(node.get("class_path", "")).endswith("Text") else {}
     data = Text(**arguments)
@@ -80,12 +120,17 @@ def held_out(about: Mapping[str, Any]) -> Documents:
             "This checkpoint's data come from a stream or a hub, and what it held out is not at hand.   "
             "Try:  --files TEXT..."
         )
-    origin, rows = data.documents("test")
-    known = about.get("corpus")
-    if known is None or known == data.digest:
-        return gathered(f"held-out documents of {origin}", rows)
-    # Another Python's library, or files that have changed, are split otherwise: some may have been trained on.
-    return gathered(f"{origin}, which is not the text that it was trained on: some documents may be in both", rows)
+    return data
+
+
+def same(about: Mapping[str, Any], data: Text) -> bool:
+    """Whether the corpus is the one of training, as far as is known."""
+    return about.get("corpus") in (None, data.digest)
+
+
+def changed(origin: str) -> str:
+    """Another Python's library, or files that have changed, are split otherwise: some may have been trained on."""
+    return f"{origin}, which is not the text that it was trained on: some documents may be in both"
 
 
 def gathered(origin: str, rows: Any) -> Documents:

@@ -1,11 +1,17 @@
-"""The README of an extended checkpoint: what was done, by which command, what was measured, what to expect."""
+"""The README of an extended checkpoint: what was done, by which command, what was measured, what to expect.
+
+What to expect is read off the numbers where there are some, and is a caution where there are none.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import zoo
+from zoo.extend.choice import Trial, percent, table
+from zoo.extend.compared import Comparison
 from zoo.extend.figures import summary
+from zoo.extend.rewrite import Plan
 from zoo.lengths import short
 
 WAYS = {
@@ -14,83 +20,134 @@ WAYS = {
     "copy": "`model.safetensors` is a copy of the parent's.",
     "conversion": "`model.safetensors` holds the parent's weights.",
 }
+SLIGHT = 0.001
+"""A share of perplexity that is no change worth a word."""
 
 
-def card(told: dict[str, Any], about: dict[str, Any], parent: str, command: str, how: str, measured: str = "") -> str:
+def card(
+    plan: Plan,
+    told: dict[str, Any],
+    command: str,
+    how: str,
+    trial: Trial | None = None,
+    compared: Comparison | None = None,
+) -> str:
     """The page.
 
     Args:
-        told: The figures of the extension.
-        about: The description of the result.
-        parent: What it was made from.
+        plan: The extension.
+        told: Its figures.
         command: That made it.
         how: How the weights came.
-        measured: A table of perplexities.
+        trial: Methods that were measured before one was chosen.
+        compared: What was measured of parent and child; its pictures lie beside the page.
     """
     length, reach = short(told["length"]), short(told["to"])
-    steps = (about.get("trained") or {}).get("steps")
+    steps = (plan.about.get("trained") or {}).get("steps")
     trained = f"trained on {length} tokens" + (f" for {steps} steps" if steps else "")
-    chain = about["extended"]["chain"]
+    chain = plan.about["extended"]["chain"]
     earlier = ", then ".join(f"to {short(step['to'])} by {step['method']}" for step in chain[:-1])
     again = (
         f" It had been extended before ({earlier}); this replaces that, and starts from {length}." if earlier else ""
     )
-    facts = "\n".join(f"- {line}" for line in summary(told))
-    numbers = measured or "Nothing was measured. `zoo evaluate PARENT PATH` puts the two side by side."
-    return f"""# A zoo checkpoint: Decoder with {told["encoding"]} + {told["method"]}, {reach} tokens
-
-{parent}, {trained}, made to read {reach} tokens by zoo {zoo.__version__}:
-
-```bash
-{command}
-```
-
-No weight was changed and nothing was trained. {WAYS[how]}{again}
-
-{facts}
-
-{numbers}
-
-## What to expect
-
-{expected(told)}
-
-`config.yaml` says what the model is, how it was trained and, under `extended`, what it was made from. To use it:
-`zoo generate PATH --prompt "def "`
-"""
+    facts = "\n".join(f"- {line}" for line in [*summary(told), *searched(plan)])
+    parts = [
+        f"# A zoo checkpoint: Decoder with {told['encoding']} + {told['method']}, {reach} tokens",
+        f"{plan.source.path.resolve().name}, {trained}, made to read {reach} tokens by zoo {zoo.__version__}:",
+        f"```bash\n{command}\n```",
+        f"{changed(plan)} {WAYS.get(how, how)}{again}",
+        facts,
+        *(chosen(trial) if trial else []),
+        *(measured(compared) if compared else ["## Numbers", UNMEASURED]),
+        "## What to expect",
+        expected(told, trial, compared),
+        "`config.yaml` says what the model is, how it was trained and, under `extended`, what it was made from. To "
+        'use it:\n`zoo generate PATH --prompt "def "`',
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def expected(told: dict[str, Any]) -> str:
-    """What follows from the numbers."""
-    length = short(told["length"])
-    if told["unchanged"]:
-        near = f"Texts of at most {length} tokens are read just as before."
-    else:
-        near = (
-            f"Texts of at most {length} tokens are read in another way than in training too, which may cost some\n"
-            "perplexity; for those the parent is the safer choice."
-        )
+UNMEASURED = "Parent and child were not compared. `zoo evaluate PARENT PATH` puts the two side by side."
+
+
+def changed(plan: Plan) -> str:
+    """What became of the weights."""
+    if not plan.added and not plan.dropped:
+        return "No weight was changed and nothing was trained."
+    several = "s" * (len(plan.added) != 1)
     return (
-        f"{near}\nThe weights have seen no longer ones. Without fine-tuning, a perplexity that stays level says that\n"
-        "the model is not confused by them, not that it makes use of them: `zoo evaluate --measures gain` tells which."
+        f"Nothing was trained; {len(plan.added)} weight{several} of the encoding took the place of {len(plan.dropped)}."
     )
 
 
-def compared(document: dict[str, Any], length: int) -> str:
-    """Perplexity of parent and child by length, as a table of Markdown."""
-    found: dict[int, dict[str, float]] = {}
-    for result in document["results"]:
-        value = result.get("value", {}).get("perplexity")
-        found.setdefault(result["length"], {})[result["checkpoint"]] = value
-    parent, child = (each["name"] for each in document["checkpoints"])
-    lines = ["| tokens | before | after | change |", "|---|---|---|---|"]
-    for tokens, row in sorted(found.items()):
-        old, new = row.get(parent), row.get(child)
-        change = f"{(new / old - 1) * 100:+.1f} %" if old and new else "-"
-        shown = [f"{value:.2f}" if value else "-" for value in (old, new)]
-        lines.append(f"| {short(tokens)} | {shown[0]} | {shown[1]} | {change} |")
-    text = document["text"]
-    return "\n".join(lines) + (
-        f"\n\nPerplexity in windows of each length over the first {short(max(found))} tokens of {text['documents']} "
-        f"documents ({text['origin']}, digest {text['digest']}), the same for both."
+def searched(plan: Plan) -> list[str]:
+    """What a search found, as a fact."""
+    if not (found := plan.step.get("search")):
+        return []
+    text = found["text"]
+    start = f"{found['start']:.4f}" if found["start"] is not None else "no number"
+    return [
+        f"its numbers come from a search by {found['kind']} (seed {found['seed']}, {found['passes']} passes, "
+        f"{found['tokens']} tokens of {text['documents']} documents, digest {text['digest']}): loss {start} before and "
+        f"{found['best']:.4f} after"
+    ]
+
+
+def chosen(trial: Trial) -> list[str]:
+    """How the method was chosen."""
+    return [
+        "## Why this method",
+        f"Tried without training, on {trial.text}; at {short(trial.length)} tokens a method may lose "
+        f"{percent(trial.tolerance)}:",
+        f"```text\n{table(trial)}\n```",
+        trial.choice.said,
+    ]
+
+
+def measured(compared: Comparison) -> list[str]:
+    """Numbers and pictures."""
+    pictures = [f"![Loss over {name.removesuffix('.png')}, before and after]({name})" for name in compared.pictures]
+    return ["## Numbers", compared.table, *pictures, *([compared.more] if compared.more else [])]
+
+
+def expected(told: dict[str, Any], trial: Trial | None, compared: Comparison | None) -> str:
+    """What follows from the numbers."""
+    near, far = short(told["length"]), short(told["to"])
+    numbers = None
+    if compared:
+        (before, after), (_, long) = compared.perplexity(max(2, told["length"])), compared.perplexity(told["to"])
+        numbers = before, after, long
+    elif trial:
+        rows = {row.method: row for row in trial.rows}
+        mine = rows[str(trial.choice.method)]
+        numbers = trial.rows[0].short, mine.short, mine.long
+    if numbers is None or None in numbers:
+        if told["unchanged"]:
+            said = f"Texts of at most {near} tokens are read just as before."
+        else:
+            said = (
+                f"Texts of at most {near} tokens are read in another way than in training too, which may cost some\n"
+                "perplexity; for those the parent is the safer choice."
+            )
+        return (
+            f"{said}\nThe weights have seen no longer ones. Without fine-tuning, a perplexity that stays level says "
+            "that\nthe model is not confused by them, not that it makes use of them: `zoo evaluate --measures gain` "
+            "tells which."
+        )
+    before, after, long = (float(each or 0) for each in numbers)
+    change = after / before - 1
+    if abs(change) < SLIGHT:
+        said = f"Texts of {near} tokens are read as well as before."
+    else:
+        word = "worse" if change > 0 else "better"
+        said = f"Texts of {near} tokens are read {word}: perplexity {before:.2f} before, {after:.2f} after."
+        said += " For those the parent is the better choice." * (change > 0)
+    if long <= before:
+        return (
+            f"{said}\nAt {far} tokens perplexity is {long:.2f}, below the parent's {before:.2f} at {near}: the longer context "
+            "helps."
+        )
+    return (
+        f"{said}\nAt {far} tokens perplexity is {long:.2f}, above the parent's {before:.2f} at {near}: the longer context "
+        "does not help yet.\nThe weights have seen no texts so long, and fine-tuning on such is what mends that."
     )

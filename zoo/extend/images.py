@@ -12,14 +12,16 @@ from typing import Any
 
 import zoo
 from zoo.errors import ZooError
+from zoo.extend.compared import Comparison, Depth
 from zoo.extend.figures import summary
 from zoo.lengths import short
 
 
-def quick(
-    source: Path, out: Path, told: dict[str, Any], files: list[str] | None, silent: bool
-) -> tuple[dict[str, Any], str]:
-    """Accuracy of parent and child at the trained size, its doubles up to the target, and halfway to the first."""
+def compare(source: Path, out: Path, told: dict[str, Any], depth: Depth, files: list[str] | None) -> Comparison:
+    """Accuracy of parent and child at the trained size, its doubles up to the target, and halfway to the first.
+
+    There is one depth: `depth` is for the signature of `zoo.extend.compared.compare`.
+    """
     from zoo.evaluate import Evaluation, report
 
     (trained, width), (target, _) = told["length"], told["to"]
@@ -37,9 +39,7 @@ def quick(
         print(report.line(result), file=sys.stderr, flush=True)
     if reason := evaluation.nothing():
         raise ZooError(reason)
-    measured = compared(evaluation.document, trained)
-    print(f"\n{measured}", file=sys.stderr if silent else sys.stdout)
-    return evaluation.document, measured
+    return Comparison(evaluation.document, compared(evaluation.document, trained), "", {}, trained)
 
 
 def compared(document: dict[str, Any], trained: int) -> str:
