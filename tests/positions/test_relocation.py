@@ -10,6 +10,7 @@ from zoo_kernels.tiled import Tiled
 from zoo_positions import relocation
 from zoo_positions.rope import PoPE, RoPE, pRoPE
 from zoo_positions.rope.extensions import DualChunk, LeakyReRoPE, ReRoPE, SelfExtend
+from zoo_positions.rope.extensions.selfextend import longest
 
 from zoo import plugins, tables
 from zoo.auto import say
@@ -204,6 +205,36 @@ def test_the_least_group_that_reaches(length, factor, window, group):
         assert one.distances(reach, torch.zeros(1, dtype=torch.float64), 10**6) > length - 1
 
 
+def test_a_group_that_just_reaches_does_so_after_a_division():
+    """The factor comes from two lengths, and its product with one of them may be a hair above the other."""
+    for length in range(8, 400):
+        for group in range(1, 12):
+            reach = longest(length, length // 4, group)
+            assert SelfExtend(series(length), factor=reach / length).group <= group
+
+
+@pytest.mark.parametrize(
+    ("extension", "relative"),
+    [
+        (ReRoPE(series()), False),
+        (ReRoPE(series(), log_n=False), True),
+        (LeakyReRoPE(series(), factor=2), False),
+        (LeakyReRoPE(series(), factor=2, log_n=False), True),
+        (SelfExtend(series(), factor=2), False),
+        (SelfExtend(series(), factor=1), True),
+        (SelfExtend(series(), factor=1, log_n=True), False),
+        (DualChunk(series()), False),
+    ],
+)
+def test_which_are_relative(shape, extension, relative):
+    """Far from the origin, where the logarithm grows, and across groups and chunks."""
+    rope = RoPE(shape(heads=4, kv_heads=2, length=(LENGTH,)), extension=lambda _: extension).double()
+    assert rope.relative == relative
+    at = torch.arange(float(TOKENS))
+    still, moved = (attended(rope, Eager, *drawn(), at + by, Mask(causal=True), 4 * TOKENS) for by in (0, 101))
+    assert bool((still - moved).abs().max() < 1e-9) == relative
+
+
 @pytest.mark.parametrize("factor", [1, 2, 8])
 def test_the_least_leak(factor):
     extension = LeakyReRoPE(series(4096), factor=factor)
@@ -271,12 +302,12 @@ def test_a_cache_holds_plain_keys_and_continues_any_cut(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(("far", "room"), [(1_000_000, 1e-6), (70_000, 5e-3)])
-def test_far_positions_are_exact(shape, name, far, room):
+@pytest.mark.parametrize(("far", "length", "room"), [(1_000_000, 250_000, 1e-6), (70_000, LENGTH, 5e-3)])
+def test_far_positions_are_exact(shape, name, far, length, room):
     """Float32 angles up to 131 072 positions; float64 beyond, and in the maps that divide positions."""
     kind = getattr(METHODS[name], "func", METHODS[name])
     stretched = kind in (LeakyReRoPE, SelfExtend)
-    rope = RoPE(shape(length=(LENGTH,)), extension=partial(kind, factor=far / LENGTH) if stretched else kind)
+    rope = RoPE(shape(length=(length,)), extension=partial(kind, factor=far / length) if stretched else kind)
     at = torch.arange(far - 60, far).float()[:, None]
     found = rope(at, at, far).bias.tensors[2:]
     gain = rope.relocation.gain(far)
@@ -314,6 +345,10 @@ def test_most_logits_are_made_once(shape, monkeypatch):
     made.clear()
     attended(rope, lambda g: Tiled(g, block=block), *(x[:, :, :16] for x in (q, k, v)), at[:16], Mask(causal=True), 256)
     assert len(made) == 2, "no pair is far, so nothing is made for far ones"
+    made.clear()
+    mask = Mask(causal=True, window=window)
+    attended(rope, lambda g: Tiled(g, block=block), q, k, v, at, mask, tokens)
+    assert len(made) == 2 * tokens // made[0][2], "what the mask hides is not made"
 
 
 # Where it goes.

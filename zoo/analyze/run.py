@@ -82,7 +82,7 @@ def analyze(subject: Subject) -> dict[str, Any]:
     }
     absent: dict[str, str] = {}
     reasons = {
-        "spectrum": f"{type(position).__name__} rotates nothing, so that it has no waves.",
+        "spectrum": f"{type(position).__name__} gives no rotation, and so there are no waves to show.",
         "bias": f"{type(position).__name__} adds no bias to the logits.",
         "streams": "There is only one token.",
     }
