@@ -340,8 +340,9 @@ def test_one_that_needs_none_says_so(tmp_path):
 
 @pytest.mark.parametrize("position", ["NoPE"])
 def test_an_encoding_that_takes_none(tmp_path, position):
-    told = refused(store(tmp_path / "a", position), "--to", "64")
-    assert f"{position} takes no extension" in told
+    with pytest.raises(ZooError, match=f"{position} takes no extension") as error:
+        cli.run(["extend", str(store(tmp_path / "a", position)), "--to", "64"])
+    told = str(error.value)
     assert "RoPE" in told.partition("Encodings that do")[2]
 
 
@@ -392,19 +393,19 @@ def test_a_table_of_text_is_resampled(tmp_path, capsys):
     expected = table[low] + (rows - low)[:, None] * (table[low + 1] - table[low])
     assert name == "trunk.positions.0.table"
     torch.testing.assert_close(planned.added[name], expected.float(), rtol=0, atol=1e-6)
-    extend(parent, "--to", "64")
+    cli.run(["extend", str(parent), "--to", "64"])
     assert "Resampling: Learned reads 64 tokens, 4 times the 16 of training" in capsys.readouterr().out
     child = checkpoints.read(tmp_path / "a-64")
     assert torch.equal(child.weights[name], planned.added[name])
     assert logits(tmp_path / "a-64", 64).isfinite().all()
-    extend(tmp_path / "a-64", "--to", "96", "--out", tmp_path / "b.ckpt")
+    extend(tmp_path / "a-64", "--to", "96", "--method=Resampling", "--out", tmp_path / "b.ckpt")
     again = checkpoints.read(tmp_path / "b.ckpt")
     assert again.weights[name].shape == (96, 32)
     assert torch.equal(again.weights[name][[0, -1]], table[[0, -1]])
     assert [step["factor"] for step in again.about["extended"]["chain"]] == [4, 6]
     assert logits(tmp_path / "b.ckpt", 96).isfinite().all()
-    assert "a text skips none" in refused(parent, "--to", "64", "--antialias", "true")
-    assert "mode is bicubic or linear or null" in refused(parent, "--to", "64", "--mode", "nearest")
+    assert "a text skips none" in refused(parent, "--to", "64", "--method=Resampling", "--antialias", "true")
+    assert "mode is bicubic or linear or null" in refused(parent, "--to", "64", "--method=Resampling", "--mode", "nearest")
 
 
 def test_what_stands_at_the_target(parent, tmp_path):
@@ -578,4 +579,6 @@ def test_the_trainers_verbs_take_the_result(tmp_path, texts, monkeypatch):
     inner = told["position"]["init_args"]["extension"]["init_args"]["extension"]["init_args"]
     assert (inner["factor"], inner["fast"], inner["slow"]) == (4.0, 8, 1.0)
     own = ["--model.position=RoPE", "--model.position.extension=YaRN", "--model.position.extension.factor=4"]
-    zoo("fit", *tiny, *flags, *own, "--model.reach=64", f"--model.weights={child}")
+    with pytest.raises(ZooError, match="has been extended, and the recipe asks for another model"):
+        zoo("fit", *tiny, *flags, *own, "--model.reach=64", f"--model.weights={child}")
+    zoo("fit", *flags, "--data.batch=2", "--trainer.max_steps=1", f"--model.weights={child}")

@@ -191,11 +191,14 @@ def automatic(options: argparse.Namespace, arguments: dict[str, str], source: So
     if options.method not in (None, AUTO):
         return False
 
-    from zoo.extend.methods import owned
+    from zoo.extend.methods import untrained
     from zoo.extend.rewrite import described
 
     network = described(source)
-    found = owned(network["init_args"]["position"]["class_path"])
+    found = untrained(network["init_args"]["position"]["class_path"])
+    if not found:
+        options.method = None  # planning says why
+        return False
     if len(found) == 1:
         options.method = found[0]
         return False

@@ -57,9 +57,14 @@ def converts(method: str) -> bool:
     return found is not None and issubclass(found, Conversion)
 
 
+def untrained(encoding: str) -> list[str]:
+    """The extensions of an encoding that are of use without training, as far as they say."""
+    return [name for name in owned(encoding) if not plugins.load(GROUP, name).advice]
+
+
 def usual(encoding: str) -> str:
-    """The method where none is named; never a conversion, which makes another model of it."""
-    found = [name for name in owned(encoding) if not converts(name)]
+    """The method where none is named; never one that is of use after training only."""
+    found = untrained(encoding)
     if not found:
         others = owned(encoding)
         raise ZooError(f"{bare(encoding)} What converts it: {listing(others)}.   Try:  --method {others[0]}")

@@ -16,7 +16,7 @@ from zoo.evaluate.perplexity import perplexity
 from zoo.evaluate.reader import Reader
 from zoo.extend.choice import TOLERANCE, Row, Trial, choose, heading, line
 from zoo.extend.family import Family, affordable, text
-from zoo.extend.methods import GROUP, known, owned
+from zoo.extend.methods import GROUP, known, owned, untrained
 from zoo.extend.rewrite import Plan, described, plan
 from zoo.extend.source import Source
 from zoo.lengths import short
@@ -27,11 +27,7 @@ DOCUMENTS = 32
 
 def tried(encoding: str) -> list[str]:
     """The methods that are tried: those of use before training, and none that works upon another."""
-    return [
-        name
-        for name in owned(encoding)
-        if not (kind := plugins.load(GROUP, name)).advice and "extension" not in known(kind)
-    ]
+    return [name for name in untrained(encoding) if "extension" not in known(plugins.load(GROUP, name))]
 
 
 def candidates(source: Source, to: int, trained: int | None = None) -> tuple[dict[str, Plan], dict[str, str]]:
