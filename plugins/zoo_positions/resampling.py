@@ -46,6 +46,7 @@ class Resampling(Conversion):
     """
 
     converts = ("Learned", "RelativeBias")
+    retains = True
 
     def __init__(
         self, *, factor: float, mode: Literal["bicubic", "linear"] | None = None, antialias: bool = False

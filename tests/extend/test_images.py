@@ -252,8 +252,8 @@ def test_bad_input(parent, tmp_path, words, says):
 
 
 def test_one_that_needs_none_says_so(tmp_path):
-    told = refused(store(tmp_path / "a", "NoPE"), "--to", "12px")
-    assert "NoPE takes no extension" in told
+    told = refused(store(tmp_path / "a", "FIRE"), "--to", "12px")
+    assert "FIRE takes no extension, because" in told
 
 
 @pytest.mark.parametrize("reach", [(4, 4), (12, 6), (13, 13)])

@@ -47,6 +47,8 @@ def said(model: Decoder | ViT, extent: int, weights: Mapping[str, Tensor] | None
 
 def same(plan: Plan) -> bool:
     """Whether the encoding that takes another's place tells the same within the trained length."""
+    if plugins.load(GROUP, plan.step["method"]).retains:
+        return not plan.added
     extent = math.prod(plan.before.trunk.geometry.length)
     held = {name: stored.tensor() for name, stored in plan.source.weights.items() if name.startswith(POSITIONS)}
     one, two = said(plan.before, extent, held), said(plan.after, extent, held | dict(plan.added))

@@ -58,8 +58,8 @@ def converts(method: str) -> bool:
 
 
 def usual(encoding: str) -> str:
-    """The method where none is named; never a conversion, which makes another model of it."""
-    found = [name for name in owned(encoding) if not converts(name)]
+    """The method where none is named; never a conversion that puts another encoding in its place."""
+    found = [name for name in owned(encoding) if not converts(name) or plugins.load(GROUP, name).retains]
     if not found:
         others = owned(encoding)
         raise ZooError(f"{bare(encoding)} What converts it: {listing(others)}.   Try:  --method {others[0]}")
