@@ -338,12 +338,11 @@ def test_one_that_needs_none_says_so(tmp_path):
     assert "FIRE takes no extension, because what its function is given stays between 0 and 1 at any length" in told
 
 
-@pytest.mark.parametrize("position", ["NoPE"])
+@pytest.mark.parametrize("position", ["NoPE", "xPos"])
 def test_an_encoding_that_takes_none(tmp_path, position):
-    with pytest.raises(ZooError, match=f"{position} takes no extension") as error:
+    with pytest.raises(ZooError, match=f"{position} takes no extension.* What converts it: DroPE") as told:
         cli.run(["extend", str(store(tmp_path / "a", position)), "--to", "64"])
-    told = str(error.value)
-    assert "RoPE" in told.partition("Encodings that do")[2]
+    assert "RoPE" in str(told.value).partition("Encodings that do")[2]
 
 
 def test_a_kernel_that_cannot_serve_it(tmp_path):
@@ -393,19 +392,24 @@ def test_a_table_of_text_is_resampled(tmp_path, capsys):
     expected = table[low] + (rows - low)[:, None] * (table[low + 1] - table[low])
     assert name == "trunk.positions.0.table"
     torch.testing.assert_close(planned.added[name], expected.float(), rtol=0, atol=1e-6)
-    cli.run(["extend", str(parent), "--to", "64"])
+    extend(parent, "--to", "64", "--method", "auto")
     assert "Resampling: Learned reads 64 tokens, 4 times the 16 of training" in capsys.readouterr().out
     child = checkpoints.read(tmp_path / "a-64")
     assert torch.equal(child.weights[name], planned.added[name])
     assert logits(tmp_path / "a-64", 64).isfinite().all()
-    extend(tmp_path / "a-64", "--to", "96", "--method=Resampling", "--out", tmp_path / "b.ckpt")
+    extend(tmp_path / "a-64", "--to", "96", "--method", "Resampling", "--out", tmp_path / "b.ckpt")
     again = checkpoints.read(tmp_path / "b.ckpt")
     assert again.weights[name].shape == (96, 32)
     assert torch.equal(again.weights[name][[0, -1]], table[[0, -1]])
     assert [step["factor"] for step in again.about["extended"]["chain"]] == [4, 6]
     assert logits(tmp_path / "b.ckpt", 96).isfinite().all()
-    assert "a text skips none" in refused(parent, "--to", "64", "--method=Resampling", "--antialias", "true")
-    assert "mode is bicubic or linear or null" in refused(parent, "--to", "64", "--method=Resampling", "--mode", "nearest")
+    assert "a text skips none" in refused(parent, "--to", "64", "--method", "Resampling", "--antialias", "true")
+    assert "mode is bicubic or linear or null" in refused(
+        parent, "--to", "64", "--method", "Resampling", "--mode", "nearest"
+    )
+    card = (tmp_path / "a-64" / "README.md").read_text()
+    assert "Nothing was trained; 1 weight of the encoding took the place of 1." in card
+    assert "Texts of at most 16 tokens are read in another way" in card
 
 
 def test_what_stands_at_the_target(parent, tmp_path):

@@ -14,6 +14,7 @@ from zoo.checkpoints import folder
 from zoo.errors import ZooError
 from zoo.evaluate import Evaluation
 from zoo.extend import plan
+from zoo.extend.images import compared
 from zoo.extend.source import read
 from zoo.lengths import short, size
 from zoo.vit import ViT
@@ -251,8 +252,8 @@ def test_bad_input(parent, tmp_path, words, says):
 
 
 def test_one_that_needs_none_says_so(tmp_path):
-    told = refused(store(tmp_path / "a", "NoPE"), "--to", "12px")
-    assert "NoPE takes no extension" in told
+    told = refused(store(tmp_path / "a", "FIRE"), "--to", "12px")
+    assert "FIRE takes no extension, because" in told
 
 
 @pytest.mark.parametrize("reach", [(4, 4), (12, 6), (13, 13)])
@@ -277,6 +278,20 @@ def test_quick_evaluation_beside_a_smaller_picture(parent, tmp_path, capsys):
     assert Evaluation([str(out)]).setting.lengths == (4, 8, 12, 16)
     extend(parent, "--to=40px", "--out", tmp_path / "farther")
     assert Evaluation([str(tmp_path / "farther")]).setting.lengths == (4, 8, 12, 16, 32, 40)
+
+
+def test_the_table_has_the_parent_first_and_at_the_smaller_size():
+    def result(name, side, top1):
+        value = {"top1": top1, "top5": 1.0, "images": 20, "low": top1 - 0.1, "high": top1 + 0.1}
+        return {"checkpoint": name, "length": side, "measure": "resolution", "value": value}
+
+    far = {"checkpoint": "old", "length": 12, "measure": "resolution", "refused": "no row for it"}
+    results = [result("old", 8, 0.7), far, result("new", 8, 0.6), result("new", 12, 0.5)]
+    text = compared({"results": results, "checkpoints": [{"name": "old"}, {"name": "new"}]}, 8)
+    assert "| 8 x 8 | 70.0% (60.0% to 80.0%) | 60.0% (50.0% to 70.0%) |\n" in text
+    assert "| 12 x 12 | - | 50.0% (40.0% to 60.0%) |\n" in text
+    assert "the same 20 pictures" in text
+    assert "Scaled down to 8 pixels instead, the parent gets 70.0%." in text
 
 
 def test_accuracy_is_measured_on_square_pictures(tmp_path):

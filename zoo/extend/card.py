@@ -74,10 +74,11 @@ def changed(plan: Plan) -> str:
     """What became of the weights."""
     if not plan.added and not plan.dropped:
         return "No weight was changed and nothing was trained."
-    several = "s" * (len(plan.added) != 1)
-    return (
-        f"Nothing was trained; {len(plan.added)} weight{several} of the encoding took the place of {len(plan.dropped)}."
+    several, replaced = (
+        "s" * (len(plan.added) != 1),
+        len(plan.dropped | (plan.added.keys() & plan.source.shapes.keys())),
     )
+    return f"Nothing was trained; {len(plan.added)} weight{several} of the encoding took the place of {replaced}."
 
 
 def searched(plan: Plan) -> list[str]:

@@ -187,7 +187,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def automatic(options: argparse.Namespace, arguments: dict[str, str], source: Source) -> bool:
-    """Whether the method is to be chosen; one that stands alone is taken."""
+    """Whether the method is to be chosen; where there is one only, nothing is."""
     if options.method not in (None, AUTO):
         return False
 
@@ -200,7 +200,7 @@ def automatic(options: argparse.Namespace, arguments: dict[str, str], source: So
         options.method = None  # planning says why
         return False
     if len(found) == 1:
-        options.method = found[0]
+        options.method = None
         return False
     if network["class_path"] == "zoo.vit.ViT":
         if options.method == AUTO:

@@ -91,13 +91,13 @@ def conversions(subject: Subject) -> Iterator[tuple[str, Conversion, dict[str, A
     conversion = given(subject)()
     for name in kind(subject).converts:
         for geometry in (GEOMETRY, GRID):
-            with suppress(ZooError):  # `served` asks for text
+            with suppress(ZooError):  # `served` asks for one of the two
                 yield f"For {name} {title(subject)}", conversion, *able(conversion, name, geometry)
 
 
 @check
 def served(subject: Subject) -> None:
-    """It names encodings that are installed, and converts each of them in a model of text."""
+    """It names encodings that are installed, and converts each of them in a model of text or of images."""
     name, names = title(subject), kind(subject).converts
     assert isinstance(names, tuple), f"{name}.converts is no tuple of names."
     assert names, f"{name} names no encoding that it converts."
@@ -105,11 +105,15 @@ def served(subject: Subject) -> None:
     assert not absent, f"{name} converts {', '.join(absent)}, which is not installed."
     refused = {}
     for each in names:
-        try:
-            with blame(f"For {each}"):
-                able(given(subject)(), each, GEOMETRY)
-        except ZooError as error:
-            refused[each] = f"{name} says that it converts {each}, and refuses: {error}"
+        reasons = []
+        for geometry in (GEOMETRY, GRID):
+            try:
+                with blame(f"For {each}"):
+                    able(given(subject)(), each, geometry)
+            except ZooError as error:
+                reasons.append(f"{name} says that it converts {each}, and refuses: {error}")
+        if len(reasons) == 2:
+            refused[each] = reasons[0]
     special = isinstance(subject, partial) and len(refused) < len(names)  # fixed arguments may rule some out
     assert special or not refused, " ".join(refused.values())
 
@@ -185,8 +189,11 @@ def settings(subject: Subject) -> None:
     choices = {each.name: list(candidates(subject, each)) for each in own if each.name not in fixed}
     if not any(choices.values()):
         raise Skip(f"{title(subject)} has no numbers, switches or choices of its own.")
-    ungrouped = replace(GEOMETRY, kv_heads=GEOMETRY.heads)  # which nothing refuses
-    everything = [trained(name, ungrouped) for name in kind(subject).converts]
+    everything = []
+    for name in kind(subject).converts:
+        for geometry in (GEOMETRY, GRID):
+            with suppress(ZooError):
+                everything.append(trained(name, replace(geometry, kv_heads=geometry.heads)))  # which nothing refuses
 
     def seen(values: dict[str, Any]) -> list[Any]:
         found: list[Any] = []
