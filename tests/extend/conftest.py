@@ -44,8 +44,10 @@ def store(path, weights, data=None, **more):
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """Of a model that has learned texts of this kind in windows of 16, 48 and 64, the longer ones by DynamicNTK's waves:
-    so without an extension it reads them badly, and which is the best is known."""
+    """Of a model that has learned such texts in windows of 16, 48 and 64, the longer ones by DynamicNTK's waves.
+
+    So without an extension it reads them badly, and which is the best is known.
+    """
     folder = write_texts(tmp_path_factory.mktemp("learned") / "texts", 12)
     text = torch.cat([torch.tensor(list(path.read_bytes())) for path in sorted(folder.iterdir())])
     with torch.random.fork_rng(devices=[]):

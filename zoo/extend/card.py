@@ -143,12 +143,8 @@ def expected(told: dict[str, Any], trial: Trial | None, compared: Comparison | N
         word = "worse" if change > 0 else "better"
         said = f"Texts of {near} tokens are read {word}: perplexity {before:.2f} before, {after:.2f} after."
         said += " For those the parent is the better choice." * (change > 0)
+    there = f"At {far} tokens perplexity is {long:.2f}, %s the parent's {before:.2f} at {near}: the longer context"
     if long <= before:
-        return (
-            f"{said}\nAt {far} tokens perplexity is {long:.2f}, below the parent's {before:.2f} at {near}: the longer context "
-            "helps."
-        )
-    return (
-        f"{said}\nAt {far} tokens perplexity is {long:.2f}, above the parent's {before:.2f} at {near}: the longer context "
-        "does not help yet.\nThe weights have seen no texts so long, and fine-tuning on such is what mends that."
-    )
+        return f"{said}\n{there % 'below'} helps."
+    mended = "The weights have seen no texts so long, and fine-tuning on such is what mends that."
+    return f"{said}\n{there % 'above'} does not help yet.\n{mended}"
