@@ -517,4 +517,6 @@ def test_the_trainers_verbs_take_the_result(tmp_path, texts, monkeypatch):
     inner = told["position"]["init_args"]["extension"]["init_args"]["extension"]["init_args"]
     assert (inner["factor"], inner["fast"], inner["slow"]) == (4.0, 8, 1.0)
     own = ["--model.position=RoPE", "--model.position.extension=YaRN", "--model.position.extension.factor=4"]
-    zoo("fit", *tiny, *flags, *own, "--model.reach=64", f"--model.weights={child}")
+    with pytest.raises(ZooError, match="has been extended, and the recipe asks for another model"):
+        zoo("fit", *tiny, *flags, *own, "--model.reach=64", f"--model.weights={child}")
+    zoo("fit", *tiny, *flags, f"--model.weights={child}")
