@@ -108,7 +108,7 @@ class Conversion(Extension, ABC):
     """
 
     converts: ClassVar[tuple[str, ...]] = ()
-    """Whether the encoding stays the same one, with other weights; no other conversion is made unless it is named."""
+    """Names of the encodings that it converts."""
 
     @abstractmethod
     def rewrite(self, node: Mapping[str, Any], geometry: Geometry) -> dict[str, Any]:

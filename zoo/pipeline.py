@@ -202,13 +202,13 @@ class Pipeline:
         place = self.root / name
         folder = place / "checkpoints"
         last = folder / "last.ckpt"
-        if "steps" not in self.told(name):
+        if "trained" not in self.told(name):
             found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
             rank_zero_only(print)(f"zoo: {name}" + (f" goes on from {found[-1]}" if found else ""), file=sys.stderr)
             recipe = copy.deepcopy(dict(recipe)) | {"ckpt_path": str(found[-1]) if found else None}
             recipe["trainer"] |= {"default_root_dir": str(place), "logger": logged(self.trainer.get("logger"), place)}
             self.fit(recipe, folder)
-            first(lambda: keep(place / "stage.json", {"steps": lightning.load(last)["zoo"]["trained"]["steps"]}))
+            first(lambda: keep(place / "stage.json", {"trained": str(last)}))
         return last
 
     def extend(self, name: str, each: Extend, trained: Path, source: Path) -> Path:
