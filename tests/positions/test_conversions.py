@@ -377,6 +377,8 @@ def test_what_there_is_none_of(shape):
     with pytest.raises(ZooError, match="has no wave to add: it keeps 16 of 32"):
         ToFoPE(factor=1.01).rewrite(node, geometry)
     assert ToFoPE(factor=1.01, yarn_after=True).rewrite(node, geometry)["init_args"]["num_inv_freq"] == 16
+    more = {"class_path": "FoPE", "init_args": {"num_inv_freq": 25}}  # as many as were trained, whatever the floor
+    assert ToFoPE(factor=2.0, yarn_after=True).rewrite(more, geometry)["init_args"]["num_inv_freq"] == 25
     assert ToFoPE(factor=1.01, clip=False).rewrite(node, geometry)["init_args"]["num_inv_freq"] == 32
 
 
