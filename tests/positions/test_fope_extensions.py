@@ -44,6 +44,15 @@ def test_a_shift_changes_no_score_unless_there_is_noise(shape, method):
     assert [encoding.relative for encoding in (*clean, noisy)] == [True, True, False]
 
 
+def test_a_sine_unlike_its_cosine_feels_a_shift(shape):
+    fope = FoPE(shape(head_dim=64, length=(128,)), init="eye", trainable=True)
+    assert fope.relative
+    with torch.no_grad():
+        fope.sin_coef *= 1.5
+    assert not fope.relative
+    assert (scores(fope, 317) - scores(fope, 0)).abs().max() > 0.01
+
+
 def test_an_extension_moves_kept_waves_only_and_its_factor_multiplies_every_pair(shape):
     geometry = shape(head_dim=64, length=(512,))
     rope = RoPE(geometry, extension=lambda series: EXTENSIONS["YaRN"](series, factor=4.0))
@@ -68,7 +77,11 @@ def test_a_dynamic_extension_follows_the_request(shape):
     for extent in (512, 1024, 4096):
         mine, theirs = (each(at, at, extent).rotation for each in (fope, rope))
         assert torch.equal(mine.frequencies, theirs.frequencies[:, :16])
+<<<<<<< HEAD
         assert torch.equal(mine.sin[..., :16], theirs.sin[..., :16])
+=======
+        assert torch.equal(mine.sin[0, 0, :, :16], theirs.sin[0, 0, :, :16])
+>>>>>>> conv
     with pytest.raises(ZooError, match="DynamicNTK chooses by the extent"):
         FoPE(shape(head_dim=64, length=(16, 16)), extension=EXTENSIONS["DynamicNTK"])
 
