@@ -77,11 +77,7 @@ def test_a_dynamic_extension_follows_the_request(shape):
     for extent in (512, 1024, 4096):
         mine, theirs = (each(at, at, extent).rotation for each in (fope, rope))
         assert torch.equal(mine.frequencies, theirs.frequencies[:, :16])
-<<<<<<< HEAD
-        assert torch.equal(mine.sin[..., :16], theirs.sin[..., :16])
-=======
         assert torch.equal(mine.sin[0, 0, :, :16], theirs.sin[0, 0, :, :16])
->>>>>>> conv
     with pytest.raises(ZooError, match="DynamicNTK chooses by the extent"):
         FoPE(shape(head_dim=64, length=(16, 16)), extension=EXTENSIONS["DynamicNTK"])
 
