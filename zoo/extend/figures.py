@@ -47,8 +47,8 @@ def said(model: Decoder | ViT, extent: int, weights: Mapping[str, Tensor] | None
 
 def same(plan: Plan) -> bool:
     """Whether the encoding that takes another's place tells the same within the trained length."""
-    if not hasattr(plan.before.trunk.position, "frequencies"):  # a table, which is told by its weights
-        return False
+    if not hasattr(plan.before.trunk.position, "frequencies") and plan.before.trunk.position.state_dict():
+        return not plan.added  # a table
     extent = math.prod(plan.before.trunk.geometry.length)
     held = {name: stored.tensor() for name, stored in plan.source.weights.items() if name.startswith(POSITIONS)}
     one, two = said(plan.before, extent, held), said(plan.after, extent, held | dict(plan.added))
