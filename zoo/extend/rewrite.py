@@ -140,10 +140,11 @@ def migrated(
 ) -> tuple[dict[str, Tensor], set[str]]:
     """Weights of an encoding that takes another's place, and the names of those that have no place in it.
 
-    Both encodings are built on the CPU, alone: a conversion meets trained weights and needs no model.
+    Both encodings are built on the CPU, alone: a conversion meets trained weights and needs no model. Where a source
+    has none, since it is a plan itself, fresh ones stand for them.
     """
     held = sorted(name for name in source.shapes if name.startswith(POSITIONS))
-    state = {name.removeprefix(POSITIONS): source.weights[name].tensor() for name in held}
+    state = {name.removeprefix(POSITIONS): source.weights[name].tensor() for name in held if source.weights}
     trunk, layers = before.trunk, before.trunk.geometry.layers
     geometries = [replace(trunk.geometry, layer=layer) for layer in range(layers)]
     with torch.random.fork_rng(devices=[]):
@@ -154,7 +155,7 @@ def migrated(
     olds, news = (found if found[0].per_layer else found[:1] for found in (olds, news))
     for layer, module in enumerate(olds):
         mine = {name.partition(".")[2]: each for name, each in state.items() if name.partition(".")[0] == str(layer)}
-        if not trunk.bare(layer):
+        if source.weights and not trunk.bare(layer):
             module.load_state_dict(mine)
     added: dict[str, Tensor] = {}
     for layer, module in enumerate(news):
@@ -164,7 +165,7 @@ def migrated(
             conversion.migrate(olds[layer if len(olds) > 1 else 0], module)
         kept = module.state_dict().items()
         added |= {f"{POSITIONS}{layer}.{name}": weight.detach().contiguous() for name, weight in kept}
-    same = [name for name in held if name in added and torch.equal(state[name.removeprefix(POSITIONS)], added[name])]
+    same = {name for name in added if torch.equal(state.get(name.removeprefix(POSITIONS), torch.empty(0)), added[name])}
     return {name: weight for name, weight in added.items() if name not in same}, set(held) - set(added)
 
 
