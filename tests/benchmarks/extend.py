@@ -186,8 +186,8 @@ def measure(place: Path, options: argparse.Namespace) -> None:
 
     def extend(source: Path, out: str, forbid: str = "") -> tuple[list[str], Path]:
         program = EXTEND.format(forbid=forbid)
-        words = [sys.executable, "-c", program, "extend", str(source), "--to", "32k", "--out", str(place / out)]
-        return words, place / out
+        words = ["extend", str(source), "--to", "32k", "--method", "YaRN", "--out", str(place / out)]
+        return [sys.executable, "-c", program, *words], place / out
 
     def copied(source: Path) -> tuple[list[str], Path]:
         out = place / "copy"

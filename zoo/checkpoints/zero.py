@@ -144,8 +144,6 @@ def listed(path: Path) -> Listing:
 def rows(model: Archive, optimizers: list[Archive]) -> dict[str, Stored]:
     """The weights at stages 1 and 2: all of the model's file, those that were trained in the optimizer's precision."""
     weights = {name: model.stored(tensor) for name, tensor in model.content["module"].items()}
-    frozen = model.content.get("frozen_param_fragments") or {}
-    weights |= {name: model.stored(tensor) for name, tensor in frozen.items()}
     states = [each.content["optimizer_state_dict"] for each in optimizers]
     paddings = states[0].get("param_alignment_paddings")
     for group, shapes in enumerate(model.content["param_shapes"]):
