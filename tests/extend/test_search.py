@@ -103,6 +103,12 @@ def test_it_is_the_same_for_the_same_seed_and_bears_what_is_no_number():
     assert one[0] != third[0]
     assert math.isfinite(one[1])
     assert one[0][3] >= 1.5
+    first = subject().seeds()[0]
+    best, loss, start = search.evolve(
+        subject(), lambda numbers: math.nan if numbers == first else distance(numbers), 9, random.Random(0)
+    )
+    assert start == math.inf, "what is no number is as bad as can be, even where nothing else has been judged"
+    assert distance(best) == loss < math.inf
 
 
 def test_it_ends_where_nothing_new_is_left():
