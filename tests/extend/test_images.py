@@ -195,6 +195,15 @@ def test_sides_of_other_proportions(tmp_path):
         assert "Try:  --to 12x18px" in told
 
 
+@pytest.mark.parametrize(
+    ("position", "method"),
+    [("RoPE", "Linear"), ("RoPEMixed", "DistanceScaling"), ("ALiBi", "DistanceScaling"), ("Learned", "Resampling")],
+)
+def test_the_usual_method(tmp_path, position, method):
+    """For text it is YaRN where waves turn; a larger picture puts neighbours farther apart too."""
+    assert plan(read(store(tmp_path / "a", position)), [12, 12]).step["method"] == method
+
+
 def test_a_second_extension_starts_from_the_first_size(parent, tmp_path):
     extend(parent, "--to", "12px")
     extend(tmp_path / "vit-12px", "--to", "16px", "--method", "NTK")
@@ -202,7 +211,7 @@ def test_a_second_extension_starts_from_the_first_size(parent, tmp_path):
     there = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("vit-16px", "once")]
     assert there[0]["network"] == there[1]["network"]
     assert [step["factor"] for step in there[0]["extended"]["chain"]] == [1.5, 2.0]
-    assert "to 12px by YaRN" in (tmp_path / "vit-16px" / "README.md").read_text()
+    assert "to 12px by Linear" in (tmp_path / "vit-16px" / "README.md").read_text()
     assert "extended to images of 12px already" in refused(tmp_path / "vit-12px", "--to", "12px")
     assert "--from says 6px" in refused(tmp_path / "vit-12px", "--to", "16px", "--from", "6px")
 

@@ -62,13 +62,17 @@ def untrained(encoding: str) -> list[str]:
     return [name for name in owned(encoding) if not plugins.load(GROUP, name).advice]
 
 
-def usual(encoding: str) -> str:
-    """The method where none is named; never one that is of use after training only."""
+def usual(encoding: str, images: bool = False) -> str:
+    """The method where none is named; never one that is of use after training only.
+
+    A larger picture of the same scene puts all distances farther apart, those of neighbours too. So in images all waves
+    are slowed alike.
+    """
     found = untrained(encoding)
     if not found:
         others = owned(encoding)
         raise ZooError(f"{bare(encoding)} What converts it: {listing(others)}.   Try:  --method {others[0]}")
-    return next((name for name in (USUAL, "DistanceScaling") if name in found), found[0])
+    return next((name for name in ("Linear" if images else USUAL, "DistanceScaling") if name in found), found[0])
 
 
 def node(

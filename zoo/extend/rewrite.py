@@ -84,7 +84,7 @@ def plan(
     length, reach = origin(source, position, past, trained)
     stretch = factor(source.path, arguments, length, reach, to)
     name = position["class_path"]
-    method = method or usual(name)
+    method = method or usual(name, key(arguments) == "size")
     extension = node(method, name, stretch, own or {})
     arguments |= {key(arguments): length, "reach": None}
     position["init_args"].pop("extension", None)
