@@ -282,7 +282,7 @@ def test_what_cannot_be_is_told_before_anything_runs(flags, says, place):
 @pytest.mark.parametrize(
     ("stages", "says"),
     [
-        ("[{to: 64, mehtod: YaRN}]", "No setting is called mehtod in extend. Did you mean method?"),
+        ("[{to: 64, mehtod: YaRN}]", "No setting is called mehtod in extend. Did you mean method"),
         ("[{to: 64, finetune: {steps: 3}}]", "No setting is called steps in extend.finetune."),
         ("[{to: 64, finetune: {max_steps: abc}}]", "extend.finetune.max_steps takes a whole number, and got 'abc'."),
         ("[{to: 64, finetune: {max_steps: 3, positions: pos}}]", "one of full, pose, cream, and got 'pos'."),

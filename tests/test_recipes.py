@@ -66,7 +66,11 @@ def test_the_comparison_trains_on_local_files(name, tmp_path, monkeypatch):
         f"--data.cache={tmp_path / 'cache'}",
         "--data.workers=0",
     ]
-    flags += ["--trainer.max_steps=2", "--data.valid=0.2", *(["--stages=pretrain"] if name in ("rope_125m", "fope_125m") else [])]
+    flags += [
+        "--trainer.max_steps=2",
+        "--data.valid=0.2",
+        *(["--stages=pretrain"] if name in ("rope_125m", "fope_125m") else []),
+    ]
     fit(NAMES[name], tmp_path / "run", monkeypatch, *small, *flags)
 
 

@@ -248,9 +248,9 @@ def test_one_is_extended_into_either_format(trained, tmp_path):
     assert source.read(trained).fingerprint == source.read(same).fingerprint
     before = {file: file.read_bytes() for file in trained.rglob("*.*")}
     for child in ("long", "long.ckpt"):
-        cli.run(["extend", str(trained), "--to", "40", "--out", str(tmp_path / child)])
-    cli.run(["extend", str(trained), "--to", "40"])
-    cli.run(["extend", str(same), "--to", "40", "--out", str(tmp_path / "wanted")])
+        cli.run(["extend", str(trained), "--to", "40", "--method", "YaRN", "--out", str(tmp_path / child)])
+    cli.run(["extend", str(trained), "--to", "40", "--method", "YaRN"])
+    cli.run(["extend", str(same), "--to", "40", "--method", "YaRN", "--out", str(tmp_path / "wanted")])
     for child in ("long", "long.ckpt", "last-40.ckpt"):
         assert torch.equal(logits(tmp_path / child), logits(tmp_path / "wanted")), child
     content = lightning.load(tmp_path / "long.ckpt")

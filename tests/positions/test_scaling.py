@@ -225,7 +225,7 @@ def test_a_grid_has_no_length_to_choose_by(shape):
 def test_who_takes_what():
     names = {kind: {e for e, one in plugins.classes("zoo.positions").items() if issubclass(kind, taken(one))}
              for kind in (DistanceScaling, DynamicDistanceScaling, BucketScaling)}  # fmt: skip
-    assert names[DistanceScaling] == names[DynamicDistanceScaling] == {kind.__name__ for kind in SCALED}
+    assert names[DistanceScaling] == names[DynamicDistanceScaling] == {kind.__name__ for kind in SCALED} | {"RoPEMixed"}
     assert names[BucketScaling] == {"T5"}
     assert taken(FIRE) == ()
 
