@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -54,6 +55,8 @@ def stream(
         seed: Of the draws (default: torch's own generator).
         padding: [batch], tokens of left padding.
         end: Id that ends a row.
+
+    An encoding that looks at the extent of a request reads each row by itself, so that none depends on its neighbours.
     """
     if prompt.shape[1] < 1:
         raise ZooError("The prompt is empty; generation needs at least one token to start from.")
@@ -69,6 +72,22 @@ def stream(
         )
     if seed is not None and not 0 <= seed < 2**63:
         raise ZooError(f"A seed is a whole number from 0 to 2^63 - 1, and got {seed}.")
+    if padding is not None and model.trunk.position.dynamic and len(prompt) > 1:
+        rows = [
+            stream(
+                model,
+                row[None, int(left) :],
+                tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=None if seed is None else seed + number,
+                end=end,
+            )
+            for number, (row, left) in enumerate(zip(prompt, padding, strict=True))
+        ]
+        over = prompt.new_full((1,), 0 if end is None else end)
+        yield from (torch.cat(step) for step in zip_longest(*rows, fillvalue=over))
+        return
     generator = None if seed is None else torch.Generator(prompt.device).manual_seed(seed)
     cache = Cache(prompt.shape[1] + tokens)
     done = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)

@@ -191,6 +191,8 @@ class PositionEncoding(Exact):
     """Whether it needs the hidden states, and so runs in every layer."""
     unextended: str = ""
     """Why it takes no extension, as a clause, where that is by design."""
+    dynamic: bool = False
+    """Whether an extension has it look at the extent of a request, so that texts that end apart are read apart."""
     relative: bool = True
     """Whether attention is claimed to be unchanged when all positions shift together; the exam checks the claim."""
 

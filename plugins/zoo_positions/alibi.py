@@ -61,6 +61,7 @@ class ALiBi(PositionEncoding):
         super().__init__(geometry)
         self.trainable = trainable
         self.extension = extension(geometry) if extension is not None else None
+        self.dynamic = self.extension is not None and self.extension.dynamic
         home = torch.get_default_device()
         if trainable:
             self.log_slopes = nn.Parameter(torch.empty(geometry.heads, dtype=torch.float32))

@@ -33,6 +33,7 @@ class Distances(PositionEncoding):
                 "another encoding. Try:  --model.position RoPE"
             )
         self.extension = extension(geometry) if extension is not None else None
+        self.dynamic = self.extension is not None and self.extension.dynamic
 
     def divisor(self, extent: int) -> float:
         """What an extension divides the distances of a request by; 1 without one."""

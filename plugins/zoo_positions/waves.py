@@ -77,7 +77,7 @@ class Waves(PositionEncoding):
         series = [Series(base=base, width=width, length=size, axes=geometry.axes) for size in geometry.length]
         self.extensions = [extension(one) for one in series] if extension is not None else []
         self.moving = [one for one in self.extensions if isinstance(one, WaveExtension)]
-        self.dynamic = any(one.dynamic for one in self.moving)
+        self.dynamic = any(one.dynamic for one in self.extensions)
         self.relocation = next((one for one in self.extensions if isinstance(one, Relocation)), None)
         if self.relocation is not None:
             self.relocation.serves(geometry)

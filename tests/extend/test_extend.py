@@ -586,3 +586,23 @@ def test_the_trainers_verbs_take_the_result(tmp_path, texts, monkeypatch):
     with pytest.raises(ZooError, match="has been extended, and the recipe asks for another model"):
         zoo("fit", *tiny, *flags, *own, "--model.reach=64", f"--model.weights={child}")
     zoo("fit", *flags, "--data.batch=2", "--trainer.max_steps=1", f"--model.weights={child}")
+
+
+@pytest.mark.parametrize(
+    ("position", "method"), [("RoPE", "DynamicNTK"), ("RoPE", "DualChunk"), ("ALiBi", "DynamicDistanceScaling")]
+)
+def test_rows_of_a_batch_do_not_choose_for_each_other(tmp_path, position, method):
+    extend(store(tmp_path / "a", position), "--to", "64", "--method", method, "--out", tmp_path / "b")
+    model = checkpoints.read(tmp_path / "b").network()
+    short, long = torch.arange(4)[None] * 11 % 257, torch.arange(40)[None] * 7 % 257
+    batch = torch.cat((torch.cat((torch.zeros(1, 36, dtype=torch.long), short), 1), long))
+    padding = torch.tensor([36, 0])
+    for setting in ({"temperature": 0.0}, {"temperature": 1.5, "seed": 3}):
+        both = generate(model, batch, 8, padding=padding, **setting)
+        assert torch.equal(both[:1], generate(model, short, 8, **setting))
+        assert torch.equal(both[1:], generate(model, long, 8, **setting | ({"seed": 4} if "seed" in setting else {})))
+    ended = generate(model, batch, 8, padding=padding, temperature=0.0, end=int(both[0, 0]))
+    assert ended.shape[0] == 2
+    other = model.hidden(batch, padding=padding, extent=48)[:1, 36:]
+    alone = model.hidden(short, extent=12)
+    assert (other - alone).abs().max() > 1e-3, "as one request they would be told apart"
