@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,8 @@ def usage() -> str:
 
 def main() -> None:
     """Entry point of the command `zoo`; a user's mistake is a sentence on stderr and exit status 2."""
+    if sys.argv[1:2] == ["extend"]:  # what is half written is removed on the way out
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run(sys.argv[1:])
     except ZooError as error:
@@ -61,9 +64,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        print(f"zoo: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"zoo: {where}{error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -606,3 +606,67 @@ def test_rows_of_a_batch_do_not_choose_for_each_other(tmp_path, position, method
     other = model.hidden(batch, padding=padding, extent=48)[:1, 36:]
     alone = model.hidden(short, extent=12)
     assert (other - alone).abs().max() > 1e-3, "as one request they would be told apart"
+
+
+def test_nothing_else_is_overwritten(parent, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.move(parent, run / "model")
+    (run / "config.yaml").write_text("of a run")
+    assert "holds the checkpoint that is extended" in refused(run / "model", "--to=64", "--out", run, "--overwrite")
+    other = store(tmp_path / "other")
+    assert "is no checkpoint" in refused(other, "--to=64", "--out", run, "--overwrite")
+    (run / "model" / "notes.txt").write_text("mine")
+    told = refused(other, "--to=64", "--out", run / "model", "--overwrite")
+    assert "notes.txt too, which --overwrite would delete" in told
+    assert (run / "model" / "notes.txt").read_text() == "mine"
+    (run / "model" / "notes.txt").unlink()
+    (run / "model" / "position.png").write_bytes(b"of an earlier one")
+    extend(other, "--to=64", "--out", run / "model", "--overwrite")
+    assert described(run / "model")["extended"]["chain"][0]["to"] == 64
+    (tmp_path / "file").write_text("")
+    assert "is no folder that takes files" in refused(other, "--to=64", "--out", tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"format": "x"}, "under format"),
+        ({"trained": 3}, "under trained"),
+        ({"asked": 5}, "under asked"),
+        ({"asked": {"model": {"init_args": 5}}}, "under asked"),
+        ({"extended": {"length": 16, "chain": [{"to": 64}]}}, "under extended"),
+        ({"extended": {"length": 16, "chain": []}}, "under extended"),
+        ({"extended": 7}, "under extended"),
+        ({"network": node(extension="YaRN")}, "does not describe a network"),
+    ],
+)
+def test_a_damaged_description_is_a_sentence(parent, tmp_path, damage, says):
+    about = described(parent)
+    (parent / "config.yaml").write_text(yaml.safe_dump(about | damage))
+    told = refused(parent, "--to=64")
+    assert says in told
+    assert "is damaged" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_from_does_not_contradict_the_checkpoint(parent):
+    for words in (["--to=14", "--from=8"], ["--to=64", "--from=32"]):
+        assert "says that it was trained on 16 tokens, and --from says" in refused(parent, *words)
+    extend(parent, "--to=64", "--from=16")
+
+
+@pytest.mark.parametrize("method", ["YaRN+", "Resonance+Resonance+YaRN", "YaRN+YaRN"])
+def test_a_method_is_one_name_or_two(parent, method):
+    assert "A method is a name, or two with a plus between them" in refused(parent, "--to=64", "--method", method)
+    assert "--method is empty" in refused(parent, "--to=64", "--method", "")
+
+
+def test_what_can_be_known_is_said_before_anything_is_done(parent, tmp_path):
+    told = refused(parent, "--to=64", "--files", tmp_path / "absent", "--evaluate=quick")
+    assert "There is no text at" in told
+    with pytest.raises(ZooError, match="--budget is a number of tokens"):
+        cli.run(["extend", str(parent), "--to=64", "--budget=0"])
+    with pytest.raises(ZooError, match="--tolerance is a share"):
+        cli.run(["extend", str(parent), "--to=64", "--tolerance=abc"])
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

@@ -10,7 +10,18 @@ from types import ModuleType
 from typing import TypeVar
 
 from zoo.checkpoints import folder, lightning, zero
-from zoo.checkpoints.description import FORMAT, NESTED, SLOTS, Checkpoint, build, callable_of, describe, fill, owners
+from zoo.checkpoints.description import (
+    FORMAT,
+    NESTED,
+    SLOTS,
+    Checkpoint,
+    build,
+    callable_of,
+    describe,
+    fill,
+    owners,
+    sound,
+)
 from zoo.checkpoints.stored import Listing
 from zoo.errors import ZooError
 
@@ -54,7 +65,8 @@ def form(path: Path) -> ModuleType:
 
 
 def known(found: Found) -> Found:
-    """`found`, unless a later version wrote it."""
+    """`found`, unless a later version wrote it or its description has not the shape of one."""
+    sound(found.about, found.path)
     if found.about.get("format", 0) > FORMAT:
         raise ZooError(
             f"{found.path} was written by a newer zoo (format {found.about['format']}). "

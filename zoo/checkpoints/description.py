@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo import plugins
-from zoo.errors import ZooError
+from zoo.errors import ZooError, listing
 from zoo.matrix import taken, unfit
 from zoo.position import PositionEncoding
 
@@ -73,6 +73,23 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> N
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ZooError(f"{path} belongs to another model: {'; '.join(wrong[:3])}{more}.")
     model.load_state_dict(weights)
+
+
+def sound(about: Mapping[str, Any], path: Path | str) -> None:
+    """Raise ZooError where a description has not the shape of one."""
+    asked, extended = about.get("asked") or {}, about.get("extended") or {"chain": [{"method": "", "to": 0}]}
+    model = (asked.get("model") or {}) if isinstance(asked, Mapping) else None
+    chain = extended.get("chain") if isinstance(extended, Mapping) else None
+    shapes = {
+        "format": isinstance(about.get("format", 0), int),
+        "trained": isinstance(about.get("trained") or {}, Mapping),
+        "asked": isinstance(model, Mapping) and isinstance(model.get("init_args") or {}, Mapping),
+        "extended": isinstance(chain, list)
+        and bool(chain)
+        and all(isinstance(link, Mapping) and {"method", "to"} <= link.keys() for link in chain),
+    }
+    if wrong := [name for name, fine in shapes.items() if not fine]:
+        raise ZooError(f"{path} is damaged: what it says under {listing(wrong)} is not what a checkpoint says there.")
 
 
 def build(node: Mapping[str, Any]) -> nn.Module:

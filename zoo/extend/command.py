@@ -172,6 +172,15 @@ def main(argv: list[str]) -> None:
 def check(options: argparse.Namespace) -> None:
     """Raise ZooError where options contradict each other."""
     auto, search = options.method in (None, AUTO), options.search not in (None, "none")
+    if options.method == "":
+        raise ZooError("--method is empty.   Try:  --method auto, or leave it out")
+    if options.tolerance is not None:
+        share(options.tolerance)
+    if options.budget is not None:
+        try:
+            length(options.budget)
+        except ZooError as error:
+            raise ZooError(f"--budget is a number of tokens, such as 512k: {error}") from None
     if search and auto:
         raise ZooError("--search looks for the numbers of one method.   Try:  --method LongRoPE")
     if options.tolerance is not None and not auto:
@@ -184,6 +193,9 @@ def check(options: argparse.Namespace) -> None:
         raise ZooError("--files are read by an evaluation.   Try:  --evaluate quick")
     if options.dry_run and options.evaluate != "none":
         raise ZooError("--dry-run writes no checkpoint that could be evaluated. Leave one of the two out.")
+    for file in options.files or ():
+        if not Path(file).exists():
+            raise ZooError(f"There is no text at {file}, which --files names.")
 
 
 def automatic(options: argparse.Namespace, arguments: dict[str, str], source: Source) -> bool:

@@ -90,6 +90,10 @@ def node(
     own = {**own, **(more or {})}
     mine = owned(encoding)
     words = [word.strip() for word in method.split("+")]
+    if len(words) > 2 or len(set(words)) < len(words) or not all(words):
+        raise ZooError(
+            f"A method is a name, or two with a plus between them, and got {method!r}. Names: {listing(mine)}."
+        )
     for word in words:
         if word not in mine:
             plugins.find(GROUP, word)

@@ -176,6 +176,7 @@ def described(source: Source) -> dict[str, Any]:
         position = network["init_args"].setdefault("position", {"class_path": "RoPE"})  # type: ignore[index]
         position["init_args"] = dict(position.get("init_args") or {})
         position["class_path"], known(network["init_args"][key(network["init_args"])])  # type: ignore[index]
+        dict(position["init_args"].get("extension") or {})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ZooError(f"{source.path} is damaged: it does not describe a network ({error}).") from None
     return cast(dict[str, Any], network)
@@ -208,7 +209,10 @@ def origin(
             "from; to scale it again might scale it twice. If you know on what length it was first trained, without "
             f"any extension, say so:  --from {short(known(arguments[key(arguments)]))}"
         )
-    length = given or known(arguments[key(arguments)])
+    stored = known(arguments[key(arguments)])
+    if given is not None and not extension and given != stored:
+        raise ZooError(f"{source.path} says that it was trained on {said(stored)}, and --from says {short(given)}.")
+    length = given or stored
     return length, known(arguments.get("reach") or length)
 
 

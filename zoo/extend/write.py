@@ -11,13 +11,13 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zoo import checkpoints
 from zoo.checkpoints import folder, lightning
 from zoo.checkpoints.stored import Stored
-from zoo.errors import ZooError
+from zoo.errors import ZooError, listing
 from zoo.extend.rewrite import Plan
 from zoo.lengths import short
 
@@ -37,15 +37,32 @@ def usual(plan: Plan) -> Path:
 
 def free(out: Path, source: Path, overwrite: bool) -> None:
     """Raise ZooError where the result may not stand."""
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
-        raise ZooError(f"{out} is the checkpoint that is extended, or inside it.   Try:  --out another path")
+    here, there = out.resolve(), source.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        how = (
+            "holds the checkpoint that is extended"
+            if here in there.parents
+            else "is the checkpoint that is extended, or inside it"
+        )
+        raise ZooError(f"{out} {how}.   Try:  --out another path")
+    parent = next(path for path in here.parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ZooError(f"{out} cannot be written: {parent} is no folder that takes files.   Try:  --out another path")
     if not (out.exists() or out.is_symlink()):
         return
     if not overwrite:
         raise ZooError(f"{out} exists.   Try:  --overwrite, or --out another path")
     single = out.name.endswith(SUFFIX)
-    if single != out.is_file() or not (single or (out / folder.CONFIG).is_file()):
+    if single != out.is_file() or not (
+        single or ((out / folder.CONFIG).is_file() and (out / folder.WEIGHTS).is_file())
+    ):
         raise ZooError(f"{out} is no checkpoint{' file' * single}, and --overwrite replaces those only.")
+    own = (folder.CONFIG, folder.WEIGHTS, folder.ADDED, folder.TOKENIZER, folder.CARD)
+    others = [] if single else [path.name for path in out.iterdir() if path.name not in own and path.suffix != ".png"]
+    if others:
+        raise ZooError(
+            f"{out} holds {listing(sorted(others)[:3])} too, which --overwrite would delete. Move that first."
+        )
 
 
 def write(plan: Plan, out: Path, card: Callable[[str], str]) -> str:
@@ -127,7 +144,8 @@ def whole(out: Path) -> Iterator[Path]:
         if beside.is_dir():
             shutil.rmtree(beside, ignore_errors=True)
         else:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):  # there may be none, nor a folder for one
+                beside.unlink()
 
 
 def flush(path: Path) -> None:
