@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from zoo.checkpoints import folder
 from zoo.decoder import Decoder
 from zoo.generate import stream
+from zoo.lengths import short
 from zoo.task import Task
 from zoo.tasks import LanguageModel
 
@@ -159,7 +160,9 @@ def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: 
     use = 'zoo generate PATH --prompt "def "' if "length" in network else "zoo fit --model.weights PATH"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
     trained, kind = about["trained"], about["network"]["class_path"].rpartition(".")[2]
-    return f"""# A zoo checkpoint: {kind} with {network["position"]["class_path"]}
+    chain = (about.get("extended") or {}).get("chain") or []
+    further = f", extended to {short(chain[-1]['to'])} by {chain[-1]['method']}" if chain else ""
+    return f"""# A zoo checkpoint: {kind} with {network["position"]["class_path"]}{further}
 
 {size / 1e6:.2f} M parameters, trained for {trained["steps"]} steps with zoo {about["zoo"]}
 (torch {torch.__version__.partition("+")[0]}, Python {platform.python_version()}, on {task.device.type.upper()}).

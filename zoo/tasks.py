@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
@@ -115,6 +117,12 @@ class LanguageModel(Task):
             other = "within_documents" if self.within_documents else "random_positions"
             raise ZooError(
                 f"{other} decides on the positions, and so does --data.positions {placed}. Leave one of the two out."
+            )
+        if placed == "full" and size < self.reach:
+            rank_zero_only(print)(
+                f"zoo: blocks of {size} tokens train the first of the {self.reach} positions that this model reads.   "
+                f"For all:  --data.length {self.reach}, or --data.positions pose",
+                file=sys.stderr,
             )
         super().on_fit_start()
 

@@ -557,7 +557,7 @@ def test_lightning_is_not_imported(parent, tmp_path):
     assert told.stderr.split()[-3:] == ["True", "False", "False"]
 
 
-def test_the_trainers_verbs_take_the_result(tmp_path, texts, monkeypatch):
+def test_the_trainers_verbs_take_the_result(tmp_path, texts, monkeypatch, capsys):
     """They build the model from what was asked for in training, so that has the extension too."""
 
     def zoo(*words):
@@ -585,7 +585,11 @@ def test_the_trainers_verbs_take_the_result(tmp_path, texts, monkeypatch):
     own = ["--model.position=RoPE", "--model.position.extension=YaRN", "--model.position.extension.factor=4"]
     with pytest.raises(ZooError, match="has been extended, and the recipe asks for another model"):
         zoo("fit", *tiny, *flags, *own, "--model.reach=64", f"--model.weights={child}")
+    capsys.readouterr()
     zoo("fit", *flags, "--data.batch=2", "--trainer.max_steps=1", f"--model.weights={child}")
+    assert "blocks of 16 tokens train the first of the 64 positions that this model reads" in capsys.readouterr().err
+    card = max((tmp_path / "runs").rglob("README.md"), key=lambda path: path.stat().st_mtime).read_text()
+    assert "Decoder with RoPE, extended to 64 by Resonance+YaRN" in card
 
 
 @pytest.mark.parametrize(
