@@ -83,7 +83,11 @@ NAN_LEFT = [Row("A", None, None, "no numbers"), Row("B", 10.0, None, "no numbers
         (rows(("-", 10, 40), ("A", 10.05, 9), ("B", 10, 9), ("C", 10, 9)), "B", True, "B", "B it is"),
         (rows(("-", 10, 40), ("A", 10, 20), ("B", 12, 15)), "A", False, "B", "had better start from B"),
         (rows(("-", 10, 40), ("A", 10, 20)), "A", False, "A", "fine-tuning is needed"),
-        (rows(("-", 10, 40), ("A", 10, 10)), "A", True, "A", "read better"),
+        (rows(("-", 10, 40), ("A", 10, 10)), "A", True, "A", "read as well as short"),
+        (rows(("-", 10, 40), ("A", 10, 10.04)), "A", True, "A", "read as well as short"),
+        (rows(("-", 10, 40), ("A", 10, 9.96)), "A", True, "A", "read as well as short"),
+        (rows(("-", 10, 40), ("A", 10, 9.94)), "A", True, "A", "read better"),
+        (rows(("-", 10, 40), ("A", 10, 10.06)), "A", False, "A", "fine-tuning is needed"),
         (rows(("-", 10, 40), ("A", 11, 8), ("B", 10.5, 12)), None, False, "A", "B loses least, 5 %"),
         (rows(("-", 10, 9), ("A", 10, 9.5), ("B", 10, 9.1)), None, False, "B", "use it as it is"),
         (rows(("-", 10, 9), ("A", 10, 9)), None, False, "A", "--method A"),
@@ -279,12 +283,26 @@ def test_the_recipe_and_the_card_of_one_that_does_not_help(knowing, tmp_path, mo
     card = (tmp_path / "tiny-64" / "README.md").read_text()
     assert "NTK it is" in card
     assert "above the parent's 10.00 at 16" in card
+    assert "At 64 tokens this has 20.00, better than the parent's 40.00." in card
+    assert yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0]) == {"extend": [stage]}
+    assert "zoo fit --config RECIPE --stages extend --model.weights PARENT" in card
     assert "Why this method" in card
 
 
 def test_recipes_of_checkpoints_that_know_little():
     stage = yaml.safe_load(choice.recipe({}, 4096, 128, "YaRN").partition("\n\n")[2])["extend"][0]
     assert stage["finetune"] == {"max_steps": 100, "lr": 1e-5, "positions": "pose"}
+
+
+def test_the_recipe_after_fine_tuning_counts_from_first_training():
+    asked = {"model": {"init_args": {"optimizer": {"init_args": {"lr": 2e-4}}}}}
+    link = {"method": "YaRN", "to": 256, "steps": 3000, "tuned": [{"steps": 50, "length": 256}]}
+    about = {"trained": {"steps": 50}, "asked": asked, "extended": {"length": 128, "chain": [link]}}
+    tuned = yaml.safe_load(choice.stage(about, 512, 128, "YaRN"))["extend"][0]["finetune"]
+    assert (tuned["max_steps"], tuned["lr"]) == (600, 2e-4)
+    del link["tuned"]
+    tuned = yaml.safe_load(choice.stage(about, 512, 128, "YaRN"))["extend"][0]["finetune"]
+    assert (tuned["max_steps"], tuned["lr"]) == (600, 2e-5)
 
 
 def test_a_full_evaluation_and_its_picture(knowing, texts, tmp_path, capsys):

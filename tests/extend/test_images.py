@@ -211,7 +211,10 @@ def test_a_second_extension_starts_from_the_first_size(parent, tmp_path):
     there = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("vit-16px", "once")]
     assert there[0]["network"] == there[1]["network"]
     assert [step["factor"] for step in there[0]["extended"]["chain"]] == [1.5, 2.0]
-    assert "to 12px by Linear" in (tmp_path / "vit-16px" / "README.md").read_text()
+    card = (tmp_path / "vit-16px" / "README.md").read_text()
+    assert "before (to 12px by Linear); this replaces that, and starts from 8px." in card
+    assert "trained on images of 8px for 7 steps, made" in card
+    assert "ViT with RoPE + NTK, images of 16px" in card
     assert "extended to images of 12px already" in refused(tmp_path / "vit-12px", "--to", "12px")
     assert "--from says 6px" in refused(tmp_path / "vit-12px", "--to", "16px", "--from", "6px")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zoo.errors import ZooError
+from zoo.extend import past
 from zoo.lengths import short
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01
 """Share of perplexity that may be lost at the length of training."""
+SLIGHT = 0.005
+"""A difference of perplexity, as a share, that is no finding."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Choice:
 
     Args:
         method: The best; None where none is to be taken.
-        helps: Whether longer texts are read better than short ones were.
+        helps: Whether longer texts are read better than short ones were, or as well.
         best: The best at the target, whatever it costs short texts: what fine-tuning had better start from.
         said: In sentences.
     """
@@ -106,12 +109,16 @@ def choose(rows: list[Row], tolerance: float, length: int, to: int) -> Choice:
             f"{best.long:.2f}). Without fine-tuning use it as it is; to have one all the same:  --method {best.method}"
         )
         return Choice(None, False, there[0].method, said)
-    helps = best.long <= untouched.short  # type: ignore[operator]
+    change = best.long / untouched.short - 1  # type: ignore[operator]
+    helps = change <= SLIGHT
     said = (
         f"{best.method} it is: perplexity {best.long:.2f} at {far}, the untouched model's {untouched.short:.2f} at "
         f"{near}. "
     )
-    said += "Longer texts are read better." if helps else "Longer context does not help yet, and fine-tuning is needed."
+    if helps:
+        said += f"Longer texts are read {'better' if change < -SLIGHT else 'as well as short ones were'}."
+    else:
+        said += "Longer context does not help yet, and fine-tuning is needed."
     if not helps and there[0] is not best:
         said += f" That mends short texts too, so it had better start from {there[0].method}."
     return Choice(best.method, helps, there[0].method, said)
@@ -148,14 +155,22 @@ def table(trial: Trial) -> str:
 
 
 def recipe(about: Mapping[str, Any], to: int, length: int, method: str) -> str:
-    """Lines for the end of a recipe that fine-tune: a fifth of the steps of training at a tenth of its rate."""
-    steps = (about.get("trained") or {}).get("steps") or 0
+    """What `stage` says, for the terminal."""
+    return f"Fine-tuning, as the end of its recipe:\n\n{stage(about, to, length, method)}"
+
+
+def stage(about: Mapping[str, Any], to: int, length: int, method: str) -> str:
+    """Lines for the end of a recipe that fine-tune: a fifth of the steps of first training at a tenth of its rate.
+
+    A checkpoint that was fine-tuned before knows the rate of that alone, which then serves as it is.
+    """
+    steps = past.steps(about) or 0
     asked = ((about.get("asked") or {}).get("model") or {}).get("init_args") or {}
     rate = ((asked.get("optimizer") or {}).get("init_args") or {}).get("lr") or 1e-4
     tuned = {
         "max_steps": min(max(steps // 5, 100), 1000),
-        "lr": float(f"{rate / 10:.3g}"),
+        "lr": float(f"{rate if past.tunings(about) else rate / 10:.3g}"),
         "positions": "full" if to <= 8 * length else "pose",
     }
-    stage = {"extend": [{"to": to, "method": method, "finetune": tuned}]}
-    return "Fine-tuning, as the end of its recipe:\n\n" + str(yaml.safe_dump(stage, sort_keys=False)).rstrip()
+    section = {"extend": [{"to": to, "method": method, "finetune": tuned}]}
+    return str(yaml.safe_dump(section, sort_keys=False)).rstrip()

@@ -112,7 +112,8 @@ def by_length(document: dict[str, Any]) -> str:
         shown = [f"{value:.2f}" if value else "-" for value in (old, new)]
         lines.append(f"| {short(tokens)} | {shown[0]} | {shown[1]} | {change} |")
     text = document["text"]
+    several = "s" * (text["documents"] != 1)
     return "\n".join(lines) + (
         f"\n\nPerplexity in windows of each length over the first {short(max(before | after))} tokens of "
-        f"{text['documents']} documents ({text['origin']}, digest {text['digest']}), the same for both."
+        f"{text['documents']} document{several} ({text['origin']}, digest {text['digest']}), the same for both."
     )

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from zoo import plugins
 from zoo.decoder import Decoder
 from zoo.extend.methods import GROUP, converts
-from zoo.extend.rewrite import POSITIONS, Plan
+from zoo.extend.rewrite import POSITIONS, Plan, described
 from zoo.lengths import short
 from zoo.matrix import request
 from zoo.position import Encoding
@@ -58,10 +58,12 @@ def same(plan: Plan) -> bool:
     return type(one.rotation) is type(two.rotation) and all(torch.equal(*torch.broadcast_tensors(*p)) for p in pairs)
 
 
-def advice(plan: Plan) -> str:
-    """What has to be done before the result is of use."""
+def advice(plan: Plan, unchanged: bool) -> str:
+    """What has to be done before the result is of use; nothing after a conversion that lost and gained nothing."""
     step = plan.step
     if converts(step["method"]):
+        if unchanged:
+            return ""
         return str(plugins.load(GROUP, step["method"])(**step["arguments"]).advice)
     kinds = [plugins.load(GROUP, word.strip()) for word in step["method"].split("+")]
     return "; ".join(kind.advice for kind in kinds if kind.advice)
@@ -122,6 +124,7 @@ def figures(plan: Plan) -> dict[str, Any]:
             }
         )
     kept = dynamic if mapped or not rows else bool(torch.equal(within[0], before)) and within[1] == plain
+    unchanged = same(plan) if converts(plan.step["method"]) else kept
     return {
         "length": plan.about["extended"]["length"],
         "from": plan.step["from"],
@@ -130,11 +133,12 @@ def figures(plan: Plan) -> dict[str, Any]:
         "method": plan.step["method"],
         "arguments": plan.step["arguments"],
         "encoding": plan.about["network"]["init_args"]["position"]["class_path"],
+        "was": described(plan.source)["init_args"]["position"]["class_path"],
         "attention": factor,
         "dynamic": dynamic,
         "account": [line for one in getattr(position, "extensions", ()) for line in one.account()],
-        "unchanged": same(plan) if converts(plan.step["method"]) else kept,
-        "advice": advice(plan),
+        "unchanged": unchanged,
+        "advice": advice(plan, unchanged),
         "waves": rows,
         "undertrained": [row["wave"] for row in rows if row["undertrained"]],
         "added": sorted(plan.added),
@@ -158,30 +162,53 @@ def table(told: dict[str, Any]) -> str:
         lines.append(
             f"{row['wave']:>4}  {long['before']:>12}  {row['rotations']:>14.3f}  {long['after']:>12}  {ratio:>7}{mark}"
         )
+    if told["dynamic"]:
+        lines += ["", f"the table is of a request of {short(told['to'])} tokens"]
     return "\n".join([*lines, "", *summary(told)])
 
 
+def spelt(told: dict[str, Any]) -> str:
+    """The method, with the one that it works upon even where that was not named: Resonance+YaRN."""
+    words, inner = [told["method"].partition("+")[0].strip()], told["arguments"].get("extension")
+    while inner:
+        words.append(inner["class_path"])
+        inner = inner["init_args"].get("extension")
+    return "+".join(words)
+
+
+def titled(told: dict[str, Any]) -> str:
+    """The encoding and what was done to it; a conversion leaves no method in it."""
+    method, encoding, was = spelt(told), told["encoding"], told["was"]
+    if was != encoding:
+        return f"{encoding} in the place of {was}" + (f" ({method})" if method != encoding else "")
+    return f"{encoding}, expanded" if method == encoding else f"{encoding} + {method}"
+
+
 def summary(told: dict[str, Any]) -> list[str]:
-    """What stands below the table."""
-    few, several = len(told["undertrained"]), len(told["waves"])
+    """What stands below the table, and on the card."""
+    turning = [row for row in told["waves"] if row["wavelength"]["after"]]
+    few, several = sum(row["undertrained"] for row in turning), len(told["waves"])
     length, reach = short(told["length"]), short(told["to"])
     images = "grid" in told
     what, over = (f"images of {reach}", "a side of the grid") if images else (f"{reach} tokens", f"{length} tokens")
+    alike = told["was"] == told["encoding"] != told["method"]
+    name = f"{spelt(told)}: {told['encoding']}" if alike else titled(told)
     lines = [
-        f"{told['method']}: {told['encoding']} reads {what}, {told['factor']:g} times the {length} of training",
+        f"{name} reads {what}, {told['factor']:g} times the {length} of training",
         cost(told),
     ]
-    if several:
-        lines[1:1] = [
-            f"attention factor {told['attention']:.4f}: rotated logits are multiplied by {told['attention'] ** 2:.4f}",
-            f"{few} of {several} waves did not turn once over {over}: some of their angles were never trained",
-        ]
+    if few:
+        lines.insert(
+            1, f"{few} of {several} waves did not turn once over {over}: some of their angles were never trained"
+        )
+    if turning:
+        factor = told["attention"]
+        lines.insert(1, f"attention factor {factor:.4f}: rotated logits are multiplied by {factor**2:.4f}")
     lines[1:1] = told["account"]
     if told["advice"]:
         lines.append(told["advice"])
     if told["dynamic"]:
-        table = f"; the table is of one of {reach} tokens" if several else ""
-        lines.append(f"chosen by the length of each request{table}")
+        lines.append("chosen by the length of each request")
     return lines
 
 

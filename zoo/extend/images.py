@@ -12,8 +12,9 @@ from typing import Any
 
 import zoo
 from zoo.errors import ZooError
+from zoo.extend import past
 from zoo.extend.compared import Comparison, Depth
-from zoo.extend.figures import summary
+from zoo.extend.figures import summary, titled
 from zoo.lengths import short
 
 
@@ -56,25 +57,22 @@ def compared(document: dict[str, Any], trained: int) -> str:
     pictures = next(cell["images"] for row in found.values() for cell in row.values() if cell)
     plain = found[trained].get(names[0]) or {}
     instead = f" Scaled down to {trained} pixels instead, the parent gets {plain['top1']:.1%}." if plain else ""
+    several = "s" * (pictures != 1)
     return "\n".join(lines) + (
-        f"\n\nTop-1 accuracy on the same {pictures} pictures, each brought to the size from what its file holds, with "
-        f"95 % intervals; a dash is a size that the parent cannot read.{instead}"
+        f"\n\nTop-1 accuracy on the same {pictures} picture{several}, each brought to the size from what its file "
+        f"holds, with 95 % intervals; a dash is a size that the parent cannot read.{instead}"
     )
 
 
 def card(told: dict[str, Any], about: dict[str, Any], parent: str, command: str, how: str, measured: str = "") -> str:
     """The page, as for a text; see `zoo.extend.card`."""
     length, reach = short(told["length"]), short(told["to"])
-    steps = (about.get("trained") or {}).get("steps")
-    trained = f"trained on images of {length}" + (f" for {steps} steps" if steps else "")
-    chain = about["extended"]["chain"]
-    earlier = ", then ".join(f"to {short(step['to'])} by {step['method']}" for step in chain[:-1])
-    again = f" It had been extended before ({earlier}); this replaces that." if earlier else ""
+    trained, again = past.training(about, f"images of {length}"), past.earlier(about, told["length"])
     facts = "\n".join(f"- {line}" for line in summary(told))
     weights = f"New are {', '.join(told['added'])}; no other weight" if told["added"] else "No weight"
     way = "" if how == "conversion" else f" `model.safetensors` came by {how}."
     numbers = measured or "Nothing was measured. `zoo evaluate PARENT PATH` puts the two side by side."
-    return f"""# A zoo checkpoint: ViT with {told["encoding"]} + {told["method"]}, images of {reach}
+    return f"""# A zoo checkpoint: ViT with {titled(told)}, images of {reach}
 
 {parent}, {trained}, made to read images of {reach} by zoo {zoo.__version__}:
 
