@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import runpy
 import shutil
 import subprocess
 import sys
@@ -395,13 +396,27 @@ def test_given_positions_reach_the_network_with_the_extent_of_use():
 # Real processes.
 
 
-def train(place):
-    os.chdir(place)
-    torch.set_num_threads(1)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-        zoo("fit", "--config", "recipe.yaml")
+RUN = """
+import os, sys
+import torch
+from zoo import cli
+
+os.chdir(os.path.dirname(__file__))
+torch.set_num_threads(1)
+with open(os.devnull, "w") as nowhere:
+    os.dup2(nowhere.fileno(), 1)
+    os.dup2(nowhere.fileno(), 2)
+    sys.argv = ["zoo", "fit", "--config", "recipe.yaml"]
+    cli.run(sys.argv[1:])
+"""
+
+
+def started(context, place):
+    """A process that trains. It runs a file, since a fresh interpreter need not find this module by its name."""
+    (place / "run.py").write_text(RUN)
+    process = context.Process(target=runpy.run_path, args=(str(place / "run.py"),))
+    process.start()
+    return process
 
 
 @pytest.mark.slow
@@ -413,8 +428,7 @@ def test_ten_kills_change_nothing(tmp_path):
     for _ in range(2):  # the first makes the cache, and the server
         shutil.rmtree(alone / "run", ignore_errors=True)
         start = time.monotonic()
-        process = context.Process(target=train, args=(alone,))
-        process.start()
+        process = started(context, alone)
         process.join()
         assert process.exitcode == 0
         took = time.monotonic() - start
@@ -424,8 +438,7 @@ def test_ten_kills_change_nothing(tmp_path):
         runs += 1
         ended = False
         while not ended:
-            process = context.Process(target=train, args=(place,))
-            process.start()
+            process = started(context, place)
             process.join(draw.uniform(0.1, 0.7) * took if killed < 10 else None)
             ended = process.exitcode is not None
             if not ended:
