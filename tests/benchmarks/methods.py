@@ -1,10 +1,11 @@
 """Every method that extends a language model's encoding, untrained and fine-tuned alike: perplexity by length.
 
-    python tests/benchmarks/methods.py CKPT [--recipe recipes/quickstart.yaml] [--factors 4 8] [--steps 60] [--lr 1e-3]
+    python tests/benchmarks/methods.py CKPT [--recipe recipes/quickstart.yaml] [--factors 4 8] [--steps 100]
 
 CKPT is what the recipe trained. Each method and factor is a run of the recipe's `extend` part from CKPT's weights, with
-the same steps, learning rate and tokens in a step, on blocks of the target's length. Then all results are read at once,
-on the same held-out documents, the untouched model first. Runs are kept in --out, and go on where they were.
+the same steps (by default the recipe's), learning rate and tokens in a step, on blocks of the target's length. Then all
+results are read at once, on the same held-out documents, the untouched model first. Runs are kept in --out, and go on
+where they were.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 TRAINED, EXTENDED, TUNED = "untouched", "{}", "{}, fine-tuned"
 
@@ -75,11 +78,13 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.yaml"))
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--factors", nargs="+", type=int, default=[4, 8])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     options, options.more = parser.parse_known_args()
+    own = yaml.safe_load(options.recipe.read_text())["extend"][0]["finetune"]
+    options.steps, options.lr = options.steps or own["max_steps"], options.lr or own["lr"]
     length, methods = owned(options.checkpoint)
     lengths = tuple(length * factor for factor in sorted({1, 2, *options.factors}))
     for factor in options.factors:
