@@ -86,7 +86,7 @@ def main() -> None:
     own = yaml.safe_load(options.recipe.read_text())["extend"][0]["finetune"]
     options.steps, options.lr = options.steps or own["max_steps"], options.lr or own["lr"]
     length, methods = owned(options.checkpoint)
-    lengths = tuple(length * factor for factor in sorted({1, 2, *options.factors}))
+    lengths = tuple(length * factor for factor in sorted({1, 2, 4, *options.factors}))
     for factor in options.factors:
         rows = {TRAINED: options.checkpoint}
         for method in options.methods or methods:
