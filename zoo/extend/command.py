@@ -45,7 +45,7 @@ def parser() -> Arguments:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    found.add_argument("checkpoint", metavar="CKPT", help="a .ckpt file or a folder")
+    found.add_argument("checkpoint", metavar="CKPT", help="a .ckpt file, a folder, or the directory of a ZeRO run")
     found.add_argument(
         "--to", required=True, metavar="LENGTH", help="tokens that it is to read: 512, 32k, 1m; images: 384px"
     )
@@ -208,11 +208,8 @@ def automatic(options: argparse.Namespace, arguments: dict[str, str], source: So
 
     network = described(source)
     found = untrained(network["init_args"]["position"]["class_path"])
-    if not found:
-        options.method = None  # planning says why
-        return False
-    if len(found) == 1:
-        options.method = None
+    if len(found) < 2:
+        options.method = None  # the usual one, or planning says why there is none
         return False
     if network["class_path"] == "zoo.vit.ViT":
         if options.method == AUTO:
