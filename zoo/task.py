@@ -7,6 +7,7 @@ repeats the dropout of an uninterrupted one.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -193,7 +194,11 @@ class Task(LightningModule):
     # Saving and resuming.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {"steps": self.trainer.global_step, "epochs": self.trainer.current_epoch}
+        # Whole passes, counted from the steps: Lightning's own number depends on whether the run was stopped between its
+        # last step and the end of that epoch.
+        steps, batches = self.trainer.global_step, self.trainer.num_training_batches
+        each = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)) if math.isfinite(batches) else None
+        trained = {"steps": steps, "epochs": steps // each if each else 0}
         about = {**self.about, **self.origin, "asked": self.asked, "trained": trained}
         if "extended" in about:
             about["extended"] = tuned(about["extended"], **self.tuning())
