@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -272,6 +273,8 @@ def main(argv: list[str]) -> None:
     plugins.load_all()
     sys.argv[1:] = argv
     command(CLI)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # whose threads may otherwise abort a process that ends well
 
 
 def stage(recipe: dict[str, Any], folder: Path) -> None:
