@@ -136,9 +136,18 @@ def note(line: str) -> None:
     rank_zero_only(print)(line, file=sys.stderr)
 
 
-def processes(path: Path) -> int:
-    """How many processes wrote a checkpoint."""
-    return len(found(step(path), OPTIMIZER))
+def cut_by(path: Path) -> tuple[int, int]:
+    """The stage of a save, and the number of processes that wrote it."""
+    files = found(step(path), OPTIMIZER)
+    stage = archive.load(files[0], ALLOWED, map_location="meta")["optimizer_state_dict"]["zero_stage"]
+    return int(stage), len(files)
+
+
+def groups(path: Path) -> list[dict[str, Any]]:
+    """The optimizer's numbers for each group of weights: learning rate, decay, ..."""
+    told = archive.load(found(step(path), OPTIMIZER)[0], ALLOWED, map_location="meta")["optimizer_state_dict"]
+    inner = told.get("base_optimizer_state") or told.get("optimizer_state_dict")
+    return [{key: value for key, value in group.items() if key != "params"} for group in inner["param_groups"]]
 
 
 def content(path: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -164,7 +166,9 @@ class ZeRO(DeepSpeedStrategy):
             )
         super().setup(trainer)
 
-    def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None) -> Any:
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
+    ) -> Any:
         if self.offload != "none" and type(optimizer) is AdamW and not self.cpu:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -201,15 +205,58 @@ class ZeRO(DeepSpeedStrategy):
         zero.checked(place)  # DeepSpeed opens the files without looking
         if not fitting:
             return zero.content(place)
-        written = zero.processes(place)
-        if written != self.world_size:
-            raise ZooError(f"{place} was written by {written} processes, and here are {self.world_size}.")
+        stage, processes = zero.cut_by(place)
+        if stage != self.stage:
+            raise ZooError(
+                f"{place} was written at stage {stage}, and a run at stage {self.stage} cannot continue it.   "
+                f"Try:  stage {stage}, or --model.weights {place}"
+            )
+        return self.restore(place) if processes == self.world_size else self.reshape(place, processes)
+
+    def restore(self, place: Path) -> dict[str, Any]:
+        """Have DeepSpeed take up a save; what the run said of itself."""
         told = self.deepspeed_engine.load_checkpoint(
             str(place), tag=zero.step(place).name, load_lr_scheduler_states=False
         )[1]
         if told is None:
             raise ZooError(f"DeepSpeed could not load {place}.")
         return told
+
+    def reshape(self, place: Path, processes: int) -> dict[str, Any]:
+        """Take up what another number of processes saved, by DeepSpeed's universal format, written for the occasion.
+
+        Every weight and moment is put together in a file of its own, of which each process reads its share.
+        """
+        tag = zero.step(place).name
+        whole = Path(self.broadcast(str(place.with_name(f".{place.name}.{os.getpid()}.part"))))
+        try:
+            told = [None]
+            if self.is_global_zero:
+                print(
+                    f"zoo: {place} is of {processes} processes; it is cut anew for {self.world_size}", file=sys.stderr
+                )
+                told = [universal(place / tag, whole / tag)]
+            if (why := self.broadcast(told)[0]) is not None:
+                raise ZooError(f"{place} could not be cut anew: {why}")
+            config = self.deepspeed_engine._config
+            config.load_universal_checkpoint = True
+            try:
+                told = self.restore(whole)
+            finally:
+                config.load_universal_checkpoint = False
+            # At stage 3 DeepSpeed gives every group the numbers of the first, weight decay included, and all of them
+            # one count of steps, which each then counts up.
+            optimizer = self.deepspeed_engine.optimizer.optimizer
+            for group, stored in zip(optimizer.param_groups, zero.groups(place), strict=True):
+                group.update(stored)
+            for state in optimizer.state.values():
+                if isinstance(state.get("step"), torch.Tensor):
+                    state["step"] = state["step"].clone()
+            return told
+        finally:
+            self.barrier()
+            if self.is_global_zero:
+                shutil.rmtree(whole, ignore_errors=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         if "state_dict" not in checkpoint:
@@ -235,6 +282,18 @@ def fresh(place: Path, step: int) -> str:
     """A name for a save that nothing has yet: what an unfinished one left must not be taken for a part of it."""
     names = (f"step{step}" + (f"-{number}" if number else "") for number in range(1_000_000))
     return next(name for name in names if not (place / name).exists())
+
+
+def universal(place: Path, whole: Path) -> str | None:
+    """Convert a save to DeepSpeed's universal format; what went wrong, if anything did."""
+    words = ["--input_folder", str(place), "--output_folder", str(whole), "--inject_missing_state"]
+    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]
+    done = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
+    if done.returncode == 0:
+        (whole.parent / "latest").write_text(whole.name)
+        return None
+    return (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
 
 
 def commit(place: Path, tag: str) -> None:
