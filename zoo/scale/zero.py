@@ -18,8 +18,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,7 +113,7 @@ class ZeRO(DeepSpeedStrategy):
                 f"ZeRO trains in 32-true or bf16-mixed, and --trainer.precision is {name}: weights stay float32, and "
                 "position encodings with them.   Try:  --trainer.precision bf16-mixed"
             )
-        self._precision_plugin = Float32(name) if plugin is not None else None
+        self._precision_plugin = Float32("bf16-mixed" if name == "bf16-mixed" else "32-true") if plugin else None
 
     @property
     def cpu(self) -> bool:
@@ -176,14 +176,15 @@ class ZeRO(DeepSpeedStrategy):
             # schedule writes into them arrives.
             optimizer = DeepSpeedCPUAdam(optimizer.param_groups, adamw_mode=True)
             rank_zero_only(print)("zoo: DeepSpeedCPUAdam takes AdamW's place where the optimizer is offloaded")
-        return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        with vectors(model):
+            return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
     # Saving.
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a save of its own, then name it: at no moment is the last whole one gone."""
         place = Path(self.broadcast(str(filepath)))
-        tag = self.broadcast(fresh(place, checkpoint.get("global_step", 0)) if self.is_global_zero else None)
+        tag = self.broadcast(fresh(place, checkpoint.get("global_step", 0)) if self.is_global_zero else "")
         own = {key: value for key, value in checkpoint.items() if key not in KEPT_BY_DEEPSPEED}
         self.deepspeed_engine.save_checkpoint(str(place), client_state=own, tag=tag, save_latest=False)
         self.barrier()  # all have written
@@ -230,13 +231,13 @@ class ZeRO(DeepSpeedStrategy):
         tag = zero.step(place).name
         whole = Path(self.broadcast(str(place.with_name(f".{place.name}.{os.getpid()}.part"))))
         try:
-            told = [None]
+            why = ""
             if self.is_global_zero:
                 print(
                     f"zoo: {place} is of {processes} processes; it is cut anew for {self.world_size}", file=sys.stderr
                 )
-                told = [universal(place / tag, whole / tag)]
-            if (why := self.broadcast(told)[0]) is not None:
+                why = universal(place / tag, whole / tag)
+            if why := self.broadcast(why):
                 raise ZooError(f"{place} could not be cut anew: {why}")
             config = self.deepspeed_engine._config
             config.load_universal_checkpoint = True
@@ -269,6 +270,34 @@ class ZeRO(DeepSpeedStrategy):
             task.load_state_dict(checkpoint["state_dict"], strict=strict)
 
 
+@contextmanager
+def vectors(model: nn.Module) -> Iterator[None]:
+    """Have DeepSpeed send single numbers, such as FIRE's, as vectors of one: as bytes it can send nothing else."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    send, claim = DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param
+
+    def sent(engine: Any) -> None:  # by stages 1 and 2
+        scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
+        for parameter in scalars:
+            parameter.data = parameter.data.view(1)
+        send(engine)
+        for parameter in scalars:
+            parameter.data = parameter.data.view(())
+
+    def claimed(init: Any, parameter: nn.Parameter) -> None:  # by stage 3, which has then noted the shape
+        claim(init, parameter)
+        if parameter.ndim == 0:
+            parameter.data = parameter.data.view(1)
+
+    DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param = sent, claimed
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param = send, claim
+
+
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings as one; where both say something, the second wins."""
     both = dict(ours)
@@ -284,7 +313,7 @@ def fresh(place: Path, step: int) -> str:
     return next(name for name in names if not (place / name).exists())
 
 
-def universal(place: Path, whole: Path) -> str | None:
+def universal(place: Path, whole: Path) -> str:
     """Convert a save to DeepSpeed's universal format; what went wrong, if anything did."""
     words = ["--input_folder", str(place), "--output_folder", str(whole), "--inject_missing_state"]
     words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
@@ -292,7 +321,7 @@ def universal(place: Path, whole: Path) -> str | None:
     done = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
     if done.returncode == 0:
         (whole.parent / "latest").write_text(whole.name)
-        return None
+        return ""
     return (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
 
 
