@@ -38,6 +38,8 @@ from torch.optim import AdamW, Optimizer
 
 from zoo.checkpoints import zero
 from zoo.errors import ZooError
+from zoo.kernel import Kernel
+from zoo.position import PositionEncoding
 
 KEPT_BY_DEEPSPEED = ("state_dict", "optimizer_states")
 """Parts of Lightning's checkpoint that DeepSpeed writes itself, in pieces."""
@@ -177,7 +179,25 @@ class ZeRO(DeepSpeedStrategy):
             optimizer = DeepSpeedCPUAdam(optimizer.param_groups, adamw_mode=True)
             rank_zero_only(print)("zoo: DeepSpeedCPUAdam takes AdamW's place where the optimizer is offloaded")
         with vectors(model):
-            return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+            engine, optimizer = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        if self.stage == 3:
+            self.hold(engine)
+        return engine, optimizer
+
+    def hold(self, engine: Any) -> None:
+        """Keep the weights of encodings and kernels, which are few, on every process.
+
+        Others are there while their layer's `forward` runs. An encoding may read those of a layer without calling it.
+        """
+        plugins = (module for module in engine.module.modules() if isinstance(module, PositionEncoding | Kernel))
+        kept = list({id(p): p for plugin in plugins for p in plugin.parameters()}.values())
+        if not kept:
+            return
+        known = {id(parameter) for parameter in engine.optimizer.persistent_parameters}
+        for parameter in kept:
+            parameter.ds_persist = parameter.is_external_param = True  # gathered after each step; let go by no layer
+        engine.optimizer.persistent_parameters += [parameter for parameter in kept if id(parameter) not in known]
+        kept[0].all_gather(kept)
 
     # Saving.
 
