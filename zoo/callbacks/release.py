@@ -51,14 +51,13 @@ class Release(Callback):
         task = cast(Task, pl_module)
         if place is None or not task.about:
             return
-        content: dict[str, Any] = {}
-        task.on_save_checkpoint(content)
+        about = task.description()
         path = Path(place) / "model"
         figures = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val", "train"))
         }
         weights = cast(torch.nn.Module, task.network).state_dict()
-        folder.write(path, content["zoo"], weights, card(content["zoo"], figures, task, trainer))
+        folder.write(path, about, weights, card(about, figures, task, trainer))
         lines = [f"{name} {value:.4g}" for name, value in figures.items()]
         print(f"\n{', '.join(lines)}\n")
         if isinstance(task, LanguageModel) and self.tokens:

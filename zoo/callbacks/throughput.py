@@ -52,7 +52,6 @@ class Throughput(Callback):
         self.items += batch["tokens"][:, 1:].numel() if text else len(batch["labels"])
         if (batch_idx + 1) % self.every:
             return
-        task.finite(trainer.callback_metrics["train/loss"])
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)
         rate = self.items * trainer.world_size / max(time.perf_counter() - self.start, 1e-9)
