@@ -1,0 +1,146 @@
+"""SIGTERM ends a run after a step, in a checkpoint from which it goes on to the bit."""
+
+import os
+import signal
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from zoo.callbacks import Preemption
+from zoo.data import Text
+from zoo.tasks import LanguageModel
+from zoo.train import WholeCheckpoints
+
+
+class Terminated(Callback):
+    """The scheduler: it sends the signal in the midst of a step, or of a validation."""
+
+    def __init__(self, step, moment):
+        self.step, self.moment = step, moment
+
+    def send(self, trainer, moment):
+        if (trainer.global_step, self.moment) == (self.step, moment) and not trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_before_backward(self, trainer, module, loss):
+        self.send(trainer, "training")
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.send(trainer, "validation")
+
+
+class Record(Callback):
+    """Loss of each step, and how many validations there were."""
+
+    def __init__(self):
+        self.losses, self.validations, self.states = {}, [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses[trainer.fit_loop.total_batch_idx] = float(outputs["loss"])
+
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.validations.append(trainer.global_step)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(" ".join(str(number * 7919 + i * i) for i in range(110)))
+    return folder
+
+
+def run(texts, place, record, *callbacks, resume=None, **settings):
+    seed_everything(0, verbose=False)
+    task = LanguageModel(length=16, dim=32, layers=1, heads=2, dropout=0.2)
+    data = Text(files=str(texts), tokenizer="bytes", batch=24, valid=0.2, test=0, cache=str(texts.parent / "cache"))
+    settings = {"max_steps": 18, "max_epochs": -1, "val_check_interval": 4, "num_sanity_val_steps": 1} | settings
+    trainer = Trainer(
+        accelerator="cpu", default_root_dir=place, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=2, use_distributed_sampler=False, plugins=[WholeCheckpoints()],
+        callbacks=[ModelCheckpoint(place / "kept", save_last=True), record, *callbacks], **settings,
+    )  # fmt: skip
+    trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+    return trainer, {name: tensor.clone() for name, tensor in task.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def whole(texts, tmp_path_factory):
+    kept = {}
+
+    def get(accumulate):
+        if accumulate not in kept:
+            record = Record()
+            trainer, weights = run(
+                texts, tmp_path_factory.mktemp("whole"), record, max_steps=18 // accumulate,
+                accumulate_grad_batches=accumulate,
+            )  # fmt: skip
+            assert trainer.num_training_batches == 8, "the steps named below are those before an epoch's end"
+            kept[accumulate] = record, weights
+        return kept[accumulate]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("step", "moment", "accumulate"),
+    [
+        (0, "training", 1),
+        (5, "training", 1),
+        (3, "training", 1),  # a validation follows
+        (4, "validation", 1),
+        (7, "training", 1),  # the last of an epoch
+        (8, "training", 1),
+        (17, "training", 1),  # the last of all
+        (2, "training", 2),
+        (3, "training", 2),
+    ],
+)
+def test_a_terminated_run_goes_on_to_the_bit(step, moment, accumulate, texts, whole, tmp_path, capsys):
+    record, weights = whole(accumulate)
+    settings = {"max_steps": 18 // accumulate, "accumulate_grad_batches": accumulate}
+    first, second = Record(), Record()
+    stop = Preemption(lambda path: f"zoo fit --ckpt_path {path}")
+    with pytest.raises(SystemExit) as end:
+        run(texts, tmp_path, first, stop, Terminated(step, moment), **settings)
+    assert end.value.code == 143
+    path = tmp_path / "kept" / "last.ckpt"
+    told = capsys.readouterr().err
+    assert f"stopped after {step + 1} steps. Saved: {path}   Go on:  zoo fit --ckpt_path {path}" in told
+    assert torch.load(path, weights_only=True)["global_step"] == step + 1
+    _, rest = run(texts, tmp_path, second, resume=path, **settings)
+    assert not first.losses.keys() & second.losses.keys()
+    assert first.losses | second.losses == record.losses
+    assert first.validations + second.validations == record.validations, "none is lost, none is run twice"
+    assert all(torch.equal(rest[name], weights[name]) for name in weights)
+
+
+def test_what_is_due_is_saved_before_it_is_validated(texts, tmp_path):
+    class Impatient(Callback):
+        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+            if trainer.global_step == 4:
+                kept.append(torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["global_step"])
+
+    kept = []
+    with pytest.raises(SystemExit):
+        run(texts, tmp_path, Record(), Preemption(), Terminated(3, "training"), Impatient())
+    assert kept == [4, 4]
+
+
+def test_a_run_without_checkpoints_says_so(texts, tmp_path, capsys):
+    class Terminates(Terminated):
+        def on_train_batch_end(self, trainer, module, *_):
+            trainer.checkpoint_callback.dirpath = None
+
+    with pytest.raises(SystemExit):
+        run(texts, tmp_path, Record(), Terminates(2, "training"), Preemption())
+    assert "after 3 steps. Nothing was saved, for this run keeps no checkpoints" in capsys.readouterr().err
+
+
+def test_the_signal_is_given_back(texts, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run(texts, tmp_path, Record(), Preemption(), max_steps=2)
+    assert signal.getsignal(signal.SIGTERM) is before
