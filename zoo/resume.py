@@ -74,7 +74,8 @@ def chosen(argv: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
             say(f"{path} is passed over: {str(error).partition('   Try:')[0]}")
             continue
         steps = (about.get("trained") or {}).get("steps")
-        say(f"the run goes on from {path}" + (f", after {steps} steps" if steps is not None else ""))
+        kind = "run goes on from" if argv[0] == "fit" else "checkpoint is"
+        say(f"the {kind} {path}" + (f", after {steps} steps" if steps is not None else ""))
         return str(path), about
     if word == "last":
         raise ZooError(

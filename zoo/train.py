@@ -18,20 +18,21 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo import checkpoints, plugins, resume
-from zoo.callbacks import NonFinite, Predictions, Preemption, Release, Throughput
+from zoo.callbacks import NonFinite, Predictions, Preemption, Progress, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
 from zoo.evaluate.callback import LengthGeneralisation
+from zoo.loggers import both
 from zoo.messages import Parser, buried
 from zoo.pipeline import Extend, Pipeline
 from zoo.recipe import differences, named, plain, section
@@ -179,6 +180,27 @@ class CLI(LightningCLI):
                 one.dirpath = str(self.folder)
         return trainer
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """With zoo's callbacks, unless the recipe has its own of the kind, and its loggers, unless it names others."""
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        watching = not any(isinstance(one, ProgressBar) for one in given) and not config.get("barebones")
+        own: list[Callback] = [
+            ModelCheckpoint(save_last=True, enable_version_counter=False),
+            LearningRateMonitor("step"),
+            Throughput(),
+            NonFinite(),
+            Preemption(partial(resume.again, tuple(sys.argv[1:]))),
+            Release(),
+            Predictions(),
+            *([Progress()] if watching and config.get("enable_progress_bar") is not False else []),
+        ]
+        kinds = {type(one) for one in given} - {ModelCheckpoint, LearningRateMonitor}
+        config["callbacks"] = [*given, *(one for one in own if type(one) not in kinds)]
+        if config.get("logger") in (None, True):
+            config["logger"] = both(config.get("default_root_dir") or resume.FOLDER)
+        return super()._instantiate_trainer(config, callbacks)
+
     def _run_subcommand(self, subcommand: str) -> None:
         if (pipeline := self.pipeline) is not None:
             pipeline.run()
@@ -260,14 +282,5 @@ def command(cli: type[CLI], args: dict[str, Any] | None = None) -> None:
         trainer_defaults={
             "default_root_dir": resume.FOLDER,
             "use_distributed_sampler": False,  # zoo.data shards by itself, so that a resumed run keeps its order
-            "callbacks": [
-                ModelCheckpoint(save_last=True, enable_version_counter=False),
-                LearningRateMonitor("step"),
-                Throughput(),
-                NonFinite(),
-                Preemption(partial(resume.again, tuple(sys.argv[1:]))),
-                Release(),
-                Predictions(),
-            ],
         },
     )

@@ -2,6 +2,10 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -144,3 +148,113 @@ def test_the_signal_is_given_back(texts, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run(texts, tmp_path, Record(), Preemption(), max_steps=2)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+RECIPE = """
+model:
+  class_path: LanguageModel
+  init_args: {{length: 16, dim: 32, layers: 1, heads: 2, dropout: 0.2, position: RoPE}}
+data:
+  class_path: Text
+  init_args: {{files: {texts}, tokenizer: bytes, batch: 4, workers: 0, valid: 0.2, test: 0, cache: {cache}}}
+trainer:
+  accelerator: cpu
+  strategy: {strategy}
+  devices: {devices}
+  max_steps: {steps}
+  max_epochs: -1
+  val_check_interval: 50
+  limit_val_batches: 1
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  default_root_dir: {out}
+"""
+
+
+class Job:
+    """`zoo fit` as a process of its own, which may start another."""
+
+    def __init__(self, out, texts, more="", **recipe):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = str(free.getsockname()[1])
+        out.mkdir()
+        self.out, self.recipe = out, out / "recipe.yaml"
+        given = {"texts": texts, "cache": texts.parent / "cache", "out": out, "steps": 400} | recipe
+        self.recipe.write_text(RECIPE.format(**given) + more)
+        (out / "main.py").write_text("from zoo.cli import main\n\nmain()\n")
+
+    def start(self, *flags):
+        words = [sys.executable, str(self.out / "main.py"), "fit", "--config", str(self.recipe), *flags]
+        self.log = (self.out / "log").open("w+")
+        env = os.environ | {"MASTER_PORT": self.port}
+        return subprocess.Popen(words, stdout=self.log, stderr=self.log, start_new_session=True, env=env)
+
+    def ended(self, process):
+        try:
+            status = process.wait(200)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        self.log.seek(0)
+        return status, self.log.read()
+
+    def reached(self, process, step, folder):
+        """Wait until the metrics of a step are on the disk."""
+        limit = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < limit:
+            rows = [path.read_text().splitlines() for path in folder.rglob("metrics.csv")]
+            if sum(map(len, rows)) >= step:
+                return
+            time.sleep(0.05)
+        raise AssertionError(self.ended(process)[1])
+
+
+def children(process):
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return [int(word) for word in listed.stdout.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["first", "second"])
+def test_two_processes_end_after_the_same_step(who, texts, tmp_path):
+    alone = Job(tmp_path / "alone", texts, strategy="ddp", devices=2, steps=250)
+    assert alone.ended(alone.start())[0] == 0
+    job = Job(tmp_path / "job", texts, strategy="ddp", devices=2, steps=250)
+    process = job.start("--ckpt_path=auto")
+    job.reached(process, 100, job.out)
+    os.kill(process.pid if who == "first" else children(process)[0], signal.SIGTERM)
+    status, told = job.ended(process)
+    assert status == 143, told
+    assert told.count("told to terminate") == 1
+    assert "Traceback" not in told
+    status, told = job.ended(job.start("--ckpt_path=auto"))
+    assert status == 0, told
+    assert told.count("the run goes on from") == 1
+
+    def weights(folder):
+        path = max(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+        return torch.load(path, weights_only=True)
+
+    one, other = weights(alone.out), weights(job.out)
+    assert one["global_step"] == other["global_step"] == 250
+    assert len(other["generators"]) == 2
+    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in one["state_dict"])
+
+
+@pytest.mark.slow
+def test_a_whole_pipeline_ends(texts, tmp_path):
+    more = "extend: [{to: 32, method: Linear, finetune: {max_steps: 2}}]\n"
+    job = Job(tmp_path / "job", texts, more, strategy="auto", devices=1)
+    process = job.start("--ckpt_path=auto")
+    job.reached(process, 100, job.out)
+    os.kill(process.pid, signal.SIGTERM)
+    status, told = job.ended(process)
+    assert status == 143, told
+    assert f"Go on:  zoo fit --config {job.recipe} --ckpt_path=auto" in told
+    assert not (job.out / "1-32-Linear").exists(), "the stage that follows has not begun"
+    assert (job.out / "pretrain" / "checkpoints" / "last.ckpt").is_file()
+    status, told = job.ended(job.start("--ckpt_path=auto"))
+    assert status == 0, told
+    assert "fine-tuned" in told

@@ -3,7 +3,8 @@
 from zoo.callbacks.nonfinite import NonFinite
 from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.preemption import Preemption
+from zoo.callbacks.progress import Progress
 from zoo.callbacks.release import Release
 from zoo.callbacks.throughput import Throughput
 
-__all__ = ["NonFinite", "Predictions", "Preemption", "Release", "Throughput"]
+__all__ = ["NonFinite", "Predictions", "Preemption", "Progress", "Release", "Throughput"]

@@ -1,7 +1,9 @@
-"""How fast a run goes, and what share of the machine's arithmetic it uses."""
+"""How fast a run goes, what share of the machine's arithmetic it uses, and how much memory."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from functools import cache
 from typing import Any, cast
@@ -27,8 +29,19 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * 1024**3 / best
 
 
+def memory(device: torch.device) -> float:
+    """The most memory that this process has had, in GiB: allocated on a CUDA device, resident elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB on Linux
+
+
 class Throughput(Callback):
-    """Logs tokens (or images) per second and model-FLOPs utilisation, over all devices, without evaluation's time.
+    """Logs tokens (or images) per second, model-FLOPs utilisation and memory in GiB.
+
+    The first two are over all devices and without evaluation's time; memory is the most that the first process has had,
+    of its device's on CUDA, as the system counts it on a CPU.
 
     Args:
         every: Steps between two readings.
@@ -60,4 +73,5 @@ class Throughput(Callback):
         task.log("tokens/s" if text else "images/s", rate, prog_bar=True)
         if best:
             task.log("mfu", rate * task.flops() / best, prog_bar=True)
+        task.log("memory", memory(task.device), prog_bar=True)
         self.items, self.start = 0, time.perf_counter()
