@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
@@ -50,6 +50,13 @@ class Float32(DeepSpeedPrecision):
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        closure()
+        self._after_closure(model, optimizer)
+        engine = model.trainer.model
+        with dropping(engine.optimizer) if model.skipping else nullcontext():
+            return engine.step(**kwargs)
 
 
 class ZeRO(DeepSpeedStrategy):
@@ -288,6 +295,28 @@ class ZeRO(DeepSpeedStrategy):
             self._restore_zero_state(checkpoint, strict=strict)
         else:
             task.load_state_dict(checkpoint["state_dict"], strict=strict)
+
+
+@contextmanager
+def dropping(optimizer: Any) -> Iterator[None]:
+    """Have DeepSpeed's next step do what it does where a float16 gradient has overflowed: drop all and change nothing."""
+
+    def found(partition_gradients: bool = True) -> None:
+        optimizer.overflow = True
+
+    def cleared(update_scale: bool = True) -> bool:
+        optimizer.overflow = True
+        optimizer._overflow_clean_up(optimizer.loss_scale)
+        return True
+
+    looks = getattr(optimizer, "check_grad_overflow", None)
+    optimizer.check_grad_overflow, optimizer.check_overflow = True, found  # stages 1 and 2
+    optimizer._overflow_check_and_loss_scale_update = cleared  # stage 3
+    try:
+        yield
+    finally:
+        del optimizer.check_overflow, optimizer._overflow_check_and_loss_scale_update
+        optimizer.check_grad_overflow = looks
 
 
 @contextmanager
