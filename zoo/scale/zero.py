@@ -18,8 +18,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,8 @@ from torch.optim import AdamW, Optimizer
 
 from zoo.checkpoints import zero
 from zoo.errors import ZooError
+from zoo.kernel import Kernel
+from zoo.position import PositionEncoding
 
 KEPT_BY_DEEPSPEED = ("state_dict", "optimizer_states")
 """Parts of Lightning's checkpoint that DeepSpeed writes itself, in pieces."""
@@ -48,6 +50,13 @@ class Float32(DeepSpeedPrecision):
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        closure()
+        self._after_closure(model, optimizer)
+        engine = model.trainer.model
+        with dropping(engine.optimizer) if model.skipping else nullcontext():
+            return engine.step(**kwargs)
 
 
 class ZeRO(DeepSpeedStrategy):
@@ -113,7 +122,7 @@ class ZeRO(DeepSpeedStrategy):
                 f"ZeRO trains in 32-true or bf16-mixed, and --trainer.precision is {name}: weights stay float32, and "
                 "position encodings with them.   Try:  --trainer.precision bf16-mixed"
             )
-        self._precision_plugin = Float32(name) if plugin is not None else None
+        self._precision_plugin = Float32("bf16-mixed" if name == "bf16-mixed" else "32-true") if plugin else None
 
     @property
     def cpu(self) -> bool:
@@ -176,14 +185,33 @@ class ZeRO(DeepSpeedStrategy):
             # schedule writes into them arrives.
             optimizer = DeepSpeedCPUAdam(optimizer.param_groups, adamw_mode=True)
             rank_zero_only(print)("zoo: DeepSpeedCPUAdam takes AdamW's place where the optimizer is offloaded")
-        return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        with vectors(model):
+            engine, optimizer = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        if self.stage == 3:
+            self.hold(engine)
+        return engine, optimizer
+
+    def hold(self, engine: Any) -> None:
+        """Keep the weights of encodings and kernels, which are few, on every process.
+
+        Others are there while their layer's `forward` runs. An encoding may read those of a layer without calling it.
+        """
+        plugins = (module for module in engine.module.modules() if isinstance(module, PositionEncoding | Kernel))
+        kept = list({id(p): p for plugin in plugins for p in plugin.parameters()}.values())
+        if not kept:
+            return
+        known = {id(parameter) for parameter in engine.optimizer.persistent_parameters}
+        for parameter in kept:
+            parameter.ds_persist = parameter.is_external_param = True  # gathered after each step; let go by no layer
+        engine.optimizer.persistent_parameters += [parameter for parameter in kept if id(parameter) not in known]
+        kept[0].all_gather(kept)
 
     # Saving.
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a save of its own, then name it: at no moment is the last whole one gone."""
         place = Path(self.broadcast(str(filepath)))
-        tag = self.broadcast(fresh(place, checkpoint.get("global_step", 0)) if self.is_global_zero else None)
+        tag = self.broadcast(fresh(place, checkpoint.get("global_step", 0)) if self.is_global_zero else "")
         own = {key: value for key, value in checkpoint.items() if key not in KEPT_BY_DEEPSPEED}
         self.deepspeed_engine.save_checkpoint(str(place), client_state=own, tag=tag, save_latest=False)
         self.barrier()  # all have written
@@ -230,13 +258,13 @@ class ZeRO(DeepSpeedStrategy):
         tag = zero.step(place).name
         whole = Path(self.broadcast(str(place.with_name(f".{place.name}.{os.getpid()}.part"))))
         try:
-            told = [None]
+            why = ""
             if self.is_global_zero:
                 print(
                     f"zoo: {place} is of {processes} processes; it is cut anew for {self.world_size}", file=sys.stderr
                 )
-                told = [universal(place / tag, whole / tag)]
-            if (why := self.broadcast(told)[0]) is not None:
+                why = universal(place / tag, whole / tag)
+            if why := self.broadcast(why):
                 raise ZooError(f"{place} could not be cut anew: {why}")
             config = self.deepspeed_engine._config
             config.load_universal_checkpoint = True
@@ -269,6 +297,56 @@ class ZeRO(DeepSpeedStrategy):
             task.load_state_dict(checkpoint["state_dict"], strict=strict)
 
 
+@contextmanager
+def dropping(optimizer: Any) -> Iterator[None]:
+    """Have DeepSpeed's next step do what it does where a float16 gradient has overflowed: drop all and change nothing."""
+
+    def found(partition_gradients: bool = True) -> None:
+        optimizer.overflow = True
+
+    def cleared(update_scale: bool = True) -> bool:
+        optimizer.overflow = True
+        optimizer._overflow_clean_up(optimizer.loss_scale)
+        return True
+
+    looks = getattr(optimizer, "check_grad_overflow", None)
+    optimizer.check_grad_overflow, optimizer.check_overflow = True, found  # stages 1 and 2
+    optimizer._overflow_check_and_loss_scale_update = cleared  # stage 3
+    try:
+        yield
+    finally:
+        del optimizer.check_overflow, optimizer._overflow_check_and_loss_scale_update
+        optimizer.check_grad_overflow = looks
+
+
+@contextmanager
+def vectors(model: nn.Module) -> Iterator[None]:
+    """Have DeepSpeed send single numbers, such as FIRE's, as vectors of one: as bytes it can send nothing else."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    send, claim = DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param
+
+    def sent(engine: Any) -> None:  # by stages 1 and 2
+        scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
+        for parameter in scalars:
+            parameter.data = parameter.data.view(1)
+        send(engine)
+        for parameter in scalars:
+            parameter.data = parameter.data.view(())
+
+    def claimed(init: Any, parameter: nn.Parameter) -> None:  # by stage 3, which has then noted the shape
+        claim(init, parameter)
+        if parameter.ndim == 0:
+            parameter.data = parameter.data.view(1)
+
+    DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param = sent, claimed
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param = send, claim
+
+
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings as one; where both say something, the second wins."""
     both = dict(ours)
@@ -284,7 +362,7 @@ def fresh(place: Path, step: int) -> str:
     return next(name for name in names if not (place / name).exists())
 
 
-def universal(place: Path, whole: Path) -> str | None:
+def universal(place: Path, whole: Path) -> str:
     """Convert a save to DeepSpeed's universal format; what went wrong, if anything did."""
     words = ["--input_folder", str(place), "--output_folder", str(whole), "--inject_missing_state"]
     words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
@@ -292,7 +370,7 @@ def universal(place: Path, whole: Path) -> str | None:
     done = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
     if done.returncode == 0:
         (whole.parent / "latest").write_text(whole.name)
-        return None
+        return ""
     return (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
 
 
