@@ -35,8 +35,8 @@ from zoo.trunk import Trunk
 class FSDP(ModelParallelStrategy):
     """Weights, gradients and Adam's moments, divided among processes (Zhao et al. 2023, arXiv:2304.11277; FSDP2).
 
-    On a CPU each process stands for a GPU. Raises ZooError for a precision other than 32-true and bf16-mixed, and for a
-    compiled model.
+    On a CPU each process stands for a GPU. Of a compiled model every block is compiled by itself. Raises ZooError for a
+    precision other than 32-true and bf16-mixed.
 
     Args:
         reshard_after_forward: Give a block's matrices away again after its forward pass, and gather them a second time
@@ -66,12 +66,12 @@ class FSDP(ModelParallelStrategy):
                 f"FSDP trains in 32-true or bf16-mixed, and --trainer.precision is {name}: weights stay float32, and "
                 "position encodings with them.   Try:  --trainer.precision bf16-mixed"
             )
-        if False:
-            raise ZooError(
-                "torch.compile and FSDP exclude each other: matrices come and go in hooks that a compiled model does "
-                "not call.   Try:  --model.compile false, or --config recipes/scale/ddp.yaml"
-            )
         self.whole = divide(task.network, task.trunk, self.device_mesh["data_parallel"], self.reshard_after_forward)
+        if getattr(task, "compiled", False):
+            # The hooks that gather matrices stand around blocks, and a graph of the trunk would break at each.
+            task.trunk._compiled_call_impl = None
+            for block in task.trunk.blocks:
+                block.forward = torch.compile(block.forward)
         super().setup(trainer)
 
     # Training.
@@ -84,6 +84,11 @@ class FSDP(ModelParallelStrategy):
     ) -> Any:
         with implicit_replication():  # clipping and the optimizer take both kinds of parameters in one list
             return super().optimizer_step(optimizer, closure, model, **kwargs)
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        if isinstance(tensor, DTensor):  # as what is computed from gradients is
+            tensor = tensor.full_tensor()
+        return super().reduce(tensor, group, reduce_op)
 
     # Saving and resuming: what Lightning does for one process, with shares gathered and cut.
 
