@@ -1,8 +1,5 @@
 """What is trained on shared sequences: every place that positions are told at, every kernel, every kind of mask."""
 
-import torch
-from torch import nn
-
 from zoo.kernel import Eager
 
 LENGTH, VOCABULARY = 24, 19
@@ -24,8 +21,15 @@ POSITIONS = (
 KERNELS = ("Auto", "Eager", "SDPA", "Tiled", "OffByOne", "Sink", "RBF", "Cosine", "Sigmoid", "LinearAttention")
 """The installed kernels that train on a CPU."""
 
+QUICK = (
+    *("RoPE", "T5", "FIRE", "FoPE, trained", "Sink with FoX", "one key head, CoPE", "by four, two key heads"),
+    *("documents, FoX", "random positions, generators astray", "recomputed, FIRE"),
+)
+"""Cases enough to see something break."""
+
 CASES = {
     **{name: case(name) for name in POSITIONS},
+    "FoPE, trained": case("FoPE", settings={"trainable": True}),
     **{f"{name}, its own": case(kernel=name) for name in KERNELS[:-1] if name != "Eager"},
     "LinearAttention, its own": case("Sinusoidal", "LinearAttention"),
     **{f"{kernel} with {name}": case(name, kernel) for kernel in ("Auto", "Tiled", "SDPA") for name in ("T5", "FIRE")},

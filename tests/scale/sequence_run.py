@@ -1,6 +1,6 @@
 """Four processes share sequences by two and by four, and each case is compared with one process on the whole batch.
 
-python sequence_run.py FOLDER    writes FOLDER/found.json: for each case what differs, and by how much
+python sequence_run.py FOLDER [CASE ...]    writes FOLDER/found.json: for each case what differs, and by how much
 
 All cases run in the same processes, which are forked, since starting is what takes long. One process's loss is torch's
 own cross-entropy over logits in float64; its gradients and its AdamW steps are those of that loss.
@@ -23,7 +23,16 @@ from zoo.scale.sequence import join
 from zoo.tasks import LanguageModel
 
 WORLD, STEPS = 4, 3
-SMALL = {"vocabulary": VOCABULARY, "length": LENGTH, "dim": 32, "layers": 2, "heads": 4, "hidden": 48, "std": 0.2, "chunk": 7}
+SMALL = {
+    "vocabulary": VOCABULARY,
+    "length": LENGTH,
+    "dim": 32,
+    "layers": 2,
+    "heads": 4,
+    "hidden": 48,
+    "std": 0.2,
+    "chunk": 7,
+}
 
 
 def build(position="RoPE", kernel="Eager", settings=None, model=None, share=1, **rest):
@@ -79,13 +88,17 @@ def compare(case, rank):
     steps = [torch.optim.AdamW(task.parameters(), lr=1e-2, eps=1e-5) for task in (together, one)]
     found = {"loss": 0.0, "gradients": 0.0, "weights": 0.0, "which": "", "touched": 0}
     for number, batch in enumerate(batches(readers, **case)):
-        torch.manual_seed(number + 100 * (rank % share) * case.get("astray", 0))  # processes whose generators went apart
+        torch.manual_seed(
+            number + 100 * (rank % share) * case.get("astray", 0)
+        )  # processes whose generators went apart
         loss = together.training_step({name: rows[reader : reader + 1] for name, rows in batch.items()}, 0)
         loss.backward()
         torch.manual_seed(number)
         right = alone(one, batch)
         right.backward()
         for (name, mine), theirs in zip(together.network.named_parameters(), one.network.parameters(), strict=True):
+            if not mine.requires_grad:
+                continue
             gradient = torch.zeros_like(mine) if mine.grad is None else mine.grad
             distributed.all_reduce(gradient)
             mine.grad = gradient / WORLD  # what DDP and ZeRO do
@@ -100,8 +113,8 @@ def compare(case, rank):
         for step in steps:
             step.step()
             step.zero_grad()
-    pairs = zip(together.named_parameters(), one.parameters(), strict=True)
-    found["weights"], found["what"] = max((float((mine - theirs).abs().max()), name) for (name, mine), theirs in pairs)
+    pairs = zip(together.parameters(), one.parameters(), strict=True)
+    found["weights"] = max(float((mine - theirs).detach().abs().max()) for mine, theirs in pairs)
     together.eval()
     batch = next(batches(readers, **case))
     row = {name: rows[reader : reader + 1] for name, rows in batch.items()}
@@ -116,14 +129,14 @@ def compare(case, rank):
     return found
 
 
-def run(rank, folder):
+def run(rank, folder, names):
     """One process of the four."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     found = {}
-    for name, case in CASES.items():
+    for name in names or CASES:
         try:
-            found[name] = compare(case, rank)
+            found[name] = compare(CASES[name], rank)
         except Exception:
             found[name] = {"error": traceback.format_exc()}
         errors = [None] * WORLD
@@ -136,4 +149,4 @@ def run(rank, folder):
 
 if __name__ == "__main__":
     plugins.load_all()
-    torch.multiprocessing.start_processes(run, (sys.argv[1],), nprocs=WORLD, start_method="fork")
+    torch.multiprocessing.start_processes(run, (sys.argv[1], sys.argv[2:]), nprocs=WORLD, start_method="fork")
