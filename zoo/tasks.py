@@ -188,8 +188,9 @@ class LanguageModel(Task):
         if self.within_documents:
             context["documents"] = documents[:, :-1]
             targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)
-        hidden = cast(Decoder, self.network).hidden(tokens[:, :-1], **context, parallel=self.parallel)
-        return hidden, targets if self.parallel is None else self.parallel.tokens(targets)
+        if self.parallel is not None:
+            context["parallel"], targets = self.parallel, self.parallel.tokens(targets)
+        return cast(Decoder, self.network).hidden(tokens[:, :-1], **context), targets
 
     def count(self, targets: Tensor) -> Tensor:
         """How many targets an average process has that count.

@@ -34,6 +34,7 @@ CASES = {
     "LinearAttention, its own": case("Sinusoidal", "LinearAttention"),
     **{f"{kernel} with {name}": case(name, kernel) for kernel in ("Auto", "Tiled", "SDPA") for name in ("T5", "FIRE")},
     **{f"{kernel} with FoX": case("FoX", kernel) for kernel in ("Tiled", "Sink", "Sigmoid")},
+    "nothing shared, documents": case("ALiBi", share=1, model={"within_documents": True}),
     "somebody else's kernel": case("ALiBi", "Plain"),
     **{f"one key head, {name}": case(name, model={"kv_heads": 1}) for name in ("RoPE", "FoPE", "PoPE", "T5", "CoPE")},
     "two key heads": case("FIRE", model={"kv_heads": 2}),
