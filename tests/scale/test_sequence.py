@@ -249,6 +249,18 @@ def fit_recipe(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_they_do_with_weights_divided_by_zero(fit_recipe, stage):
+    pytest.importorskip("deepspeed")
+    overlays = [
+        HERE.parent.parent / "recipes" / "scale" / f"{name}.yaml" for name in (f"zero{stage}", "sequence_parallel")
+    ]
+    flags = [word for overlay in overlays for word in ("--config", str(overlay))]
+    shared = fit_recipe("shared", *flags, "--trainer.accelerator", "cpu", "--trainer.devices", "2")
+    assert curve(shared, "train/loss") == pytest.approx(curve(fit_recipe("alone"), "train/loss"), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(fit_recipe):
     overlay = HERE.parent.parent / "recipes" / "scale" / "sequence_parallel.yaml"
     two = ("--config", str(overlay), "--trainer.devices", "2", "--trainer.strategy", "ddp")
