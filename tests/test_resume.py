@@ -1,4 +1,4 @@
-"""A run that is killed in mid-epoch and continued gives, step for step, the losses of one that was left alone."""
+"""A run that is stopped in mid-epoch and continued gives, step for step, the losses of one that was left alone."""
 
 import csv
 import os
@@ -19,6 +19,7 @@ data:
   init_args: {{files: {files}, tokenizer: bytes, batch: 8, workers: 2, valid: 0.2, test: 0, cache: {cache}}}
 trainer:
   accelerator: cpu
+  default_root_dir: {out}
   max_steps: 75
   max_epochs: -1
   val_check_interval: 10
@@ -55,37 +56,46 @@ def losses(out: Path) -> dict[int, str]:
         return {int(row["step"]): row["train/loss"] for row in rows}  # the last may be half written: the run goes on
 
 
-@pytest.fixture
-def start(tmp_path):
-    texts = tmp_path / "texts"
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    place = tmp_path_factory.mktemp("resume")
+    texts = place / "texts"
     texts.mkdir()
     for number in range(12):
         words = " ".join(str(number * 7919 + i * i) for i in range(320))
         (texts / f"{number}.txt").write_text(words)
 
     def prepare(name: str) -> Path:
-        out = tmp_path / name
+        out = place / name
         out.mkdir()
-        recipe = RECIPE.format(files=texts, cache=tmp_path / "cache", out=out)
+        recipe = RECIPE.format(files=texts, cache=place / "cache", out=out)
         (out / "recipe.yaml").write_text(recipe)
         return out
 
     return prepare
 
 
-def test_a_killed_run_continues_exactly(start):
+@pytest.fixture(scope="module")
+def whole(start):
     alone = start("alone")
     subprocess.run(command(alone), check=True, capture_output=True)
-    whole = losses(alone)
-    assert sorted(whole) == list(range(75))
-    assert len(set(whole.values())) > 70, "the losses tell the steps apart"
+    found = losses(alone)
+    assert sorted(found) == list(range(75))
+    assert len(set(found.values())) > 70, "the losses tell the steps apart"
+    return found
 
+
+def reach(run: subprocess.Popen, out: Path, step: int) -> None:
+    limit = time.monotonic() + 240
+    while max(losses(out), default=0) < step and run.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert run.poll() is None, "the run ended before it could be stopped"
+
+
+def test_a_killed_run_continues_exactly(start, whole):
     cut = start("cut")
     run = subprocess.Popen(command(cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    limit = time.monotonic() + 240
-    while max(losses(cut), default=0) < 37 and run.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
-    assert run.poll() is None, "the run ended before it could be killed"
+    reach(run, cut, 37)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     reached = max(losses(cut))
@@ -99,3 +109,29 @@ def test_a_killed_run_continues_exactly(start):
     after = losses(rest)
     assert sorted(after) == list(range(steps, 75))
     assert after == {step: whole[step] for step in range(steps, 75)}
+
+
+@pytest.mark.slow
+def test_a_terminated_run_is_started_again_by_the_same_words(start, whole):
+    out = start("terminated")
+    words = command(out, "--ckpt_path", "auto")
+    run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    reach(run, out, 23)
+    run.send_signal(signal.SIGTERM)
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 143, told
+    before = losses(out)
+    reached = max(before)
+    assert 23 <= reached < 74
+    assert f"there is no checkpoint under {out}: the run starts from the beginning" in told
+    place = out / "kept" / "last.ckpt"
+    recipe = out / "recipe.yaml"
+    assert f"stopped after {reached + 1} steps. Saved: {place}   Go on:  zoo fit --config {recipe}" in told
+    assert "Traceback" not in told
+
+    again = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert f"the run goes on from {place}, after {reached + 1} steps" in again.stderr
+    assert {step: loss for step, loss in losses(out).items() if step > reached} == {
+        step: loss for step, loss in whole.items() if step > reached
+    }
+    assert before == {step: loss for step, loss in whole.items() if step <= reached}

@@ -332,10 +332,11 @@ def departures(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 def logged(logger: Any, place: Path) -> Any:
     """The logger of a stage: under its folder, and the same one when the stage goes on."""
+    if logger in (True, None):
+        names = ("lightning.pytorch.loggers.TensorBoardLogger", "zoo.loggers.CSVLogger")
+        logger = [{"class_path": name, "init_args": {}} for name in names]
     if isinstance(logger, list):
         return [logged(each, place) for each in logger]
-    if logger in (True, None):
-        logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {}}
     if isinstance(logger, Mapping):
         own, fixed = dict(logger.get("init_args") or {}), {"save_dir": str(place)}
         if logger["class_path"].endswith(("TensorBoardLogger", "CSVLogger")):

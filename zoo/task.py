@@ -1,20 +1,22 @@
 """What a task is: a network that is built when the data are known, optimized, saved and resumed.
 
 What a recipe leaves open (vocabulary, classes, image size) comes from the data and is then written into the checkpoint.
-Optimizer and schedule are injected. A checkpoint also holds the states of the random generators, so that a resumed run
-repeats the dropout of an uninterrupted one.
+Optimizer and schedule are injected. A checkpoint also holds the states of every process's random generators, so that a
+resumed run repeats the dropout of an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 import zoo
@@ -56,7 +58,10 @@ class Task(LightningModule):
         self.about: dict[str, Any] = {}
         self.asked: dict[str, Any] | None = None
         """The model and data sections of recipe and flags, where there were any; kept in the checkpoint."""
-        self.generators: dict[str, Any] | None = None
+        self.generators: list[dict[str, Any]] = []
+        """States of the random generators to go on from, one a process."""
+        self.skipping = False
+        """Whether the step in progress is no number on some process: no optimizer is to use its gradients."""
         self.origin: dict[str, Any] = {}
         """Where the weights come from: the checkpoint that they started as, and what that had been extended from."""
 
@@ -150,8 +155,8 @@ class Task(LightningModule):
         self.verify()
 
     def finite(self, loss: Tensor) -> None:
-        """Stop with a sentence where a loss is no number: nothing after it would be."""
-        if not bool(loss.isfinite()):
+        """Stop with a sentence where a loss is no number and its step was not skipped: nothing after it would be."""
+        if not self.skipping and not bool(loss.isfinite()):
             raise ZooError(
                 f"The loss is {float(loss)} at step {self.trainer.global_step}. Nothing was saved since the last "
                 "checkpoint.   Try:  a smaller learning rate, or --trainer.gradient_clip_val 1"
@@ -197,9 +202,10 @@ class Task(LightningModule):
 
     # Saving and resuming.
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Whole passes, counted from the steps: Lightning's own number depends on whether the run was stopped between its
-        # last step and the end of that epoch.
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint of this moment says of itself."""
+        # Whole passes, counted from the steps: Lightning's own number depends on whether the run was stopped between
+        # its last step and the end of that epoch.
         steps, batches = self.trainer.global_step, self.trainer.num_training_batches
         each = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)) if math.isfinite(batches) else None
         trained = {"steps": steps, "epochs": steps // each if each else 0}
@@ -212,19 +218,20 @@ class Task(LightningModule):
         digest = getattr(getattr(self.trainer, "datamodule", None), "digest", None)
         if isinstance(digest, str):  # so that a measurement knows whether what it takes for held out is
             about["corpus"] = digest
-        checkpoint["zoo"] = about
-        checkpoint["generators"] = {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "python": random.getstate(),
-        }
+        return about
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """All processes come here, whichever of them writes."""
+        checkpoint["zoo"] = self.description()
+        checkpoint["generators"] = gathered(drawn(self.device), self.trainer.world_size)
 
     def tuning(self) -> dict[str, Any]:
         """How an extended model is trained further, in words and numbers for its description."""
         return {"steps": self.trainer.global_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.generators = checkpoint.get("generators")
+        states = checkpoint.get("generators") or []
+        self.generators = [states] if isinstance(states, dict) else states  # one for all, in older checkpoints
         about = checkpoint.get("zoo", {})  # its parent may be gone by now
         self.origin = {key: about[key] for key in ("parent", "extended") if key in about}
         if "extended" in about:
@@ -233,15 +240,48 @@ class Task(LightningModule):
             self.origin["extended"] = {**about["extended"], "chain": [*before, last]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self.generators is None:
+        self.skipping = False
+        if not self.generators:
             return
         # Only now: set-up and sanity checks have drawn what an uninterrupted run did not.
-        torch.set_rng_state(self.generators["torch"].cpu())
-        if self.generators["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self.generators["cuda"]])
-        version, state, gauss = self.generators["python"]
-        random.setstate((version, tuple(state), gauss))
-        self.generators = None
+        then, now = len(self.generators), self.trainer.world_size
+        if then != now and self.draws():
+            rank_zero_only(print)(
+                f"zoo: {then} random generators go on in {now} processes: from here on other channels are dropped, or "
+                "other positions drawn, than without the interruption.",
+                file=sys.stderr,
+            )
+        restore(self.generators[self.trainer.global_rank % then], self.device)
+        self.generators = []
+
+    def draws(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
+
+
+def drawn(device: torch.device) -> dict[str, Any]:
+    """States of this process's random generators."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
+
+
+def restore(states: Mapping[str, Any], device: torch.device) -> None:
+    """Have this process's random generators go on from there."""
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and device.type == "cuda":
+        # Older checkpoints have the states of all devices of the first process.
+        torch.cuda.set_rng_state(states["cuda"][(device.index or 0) % len(states["cuda"])].cpu(), device)
+    version, state, gauss = states["python"]
+    random.setstate((version, tuple(state), gauss))
+
+
+def gathered(mine: dict[str, Any], world: int) -> list[dict[str, Any]]:
+    """What every process has, in their order."""
+    if world == 1 or not torch.distributed.is_initialized():
+        return [mine]
+    every: list[dict[str, Any]] = [{} for _ in range(world)]
+    torch.distributed.all_gather_object(every, mine)
+    return every
 
 
 def kept(about: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any]:

@@ -152,6 +152,9 @@ class LanguageModel(Task):
         placed = getattr(getattr(self.trainer, "datamodule", None), "positions", "full")
         return {**super().tuning(), "length": self.extent(), "positions": placed}
 
+    def draws(self) -> bool:
+        return super().draws() or self.random_positions is not None
+
     def masks(self) -> frozenset[str]:
         window = self.decoder.get("window") is not None
         return frozenset(

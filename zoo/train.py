@@ -12,27 +12,27 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from zoo import checkpoints, plugins
-from zoo.callbacks import Predictions, Release, Throughput
+from zoo import checkpoints, plugins, resume
+from zoo.callbacks import NonFinite, Predictions, Preemption, Progress, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
-from zoo.checkpoints import zero
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
 from zoo.evaluate.callback import LengthGeneralisation
+from zoo.loggers import both
 from zoo.messages import Parser, buried
 from zoo.pipeline import Extend, Pipeline
 from zoo.recipe import differences, named, plain, section
@@ -57,6 +57,8 @@ class CLI(LightningCLI):
 
     stored: dict[str, Any] | None = None
     """What the checkpoint that is continued, or measured, says of itself."""
+    path: str | None = None
+    """That checkpoint, `last` and `auto` resolved."""
     folder: Path | None = None
     """Where a stage of a pipeline keeps its checkpoints."""
 
@@ -76,8 +78,8 @@ class CLI(LightningCLI):
         }
         data: dict[str, Any] = {"class_path": "zoo.data.Text"}
         if not self.staged:
-            self.stored = self.stored or stored(option(sys.argv[1:], "--ckpt_path"), sys.argv[1])
-            weights = parental(sys.argv[1:])
+            self.path, self.stored = self.source
+            weights = resume.asked(sys.argv[1:], "model.weights")
             if self.stored is not None and self.stored.get("asked"):
                 model, data = named(self.stored["asked"]["model"]), self.stored["asked"]["data"]
             elif self.stored is None and weights is not None:
@@ -94,6 +96,11 @@ class CLI(LightningCLI):
             words += ["--extend=null"] * bool(re.match(r"--extend(=|$)", word)) + [word]
         self.config = parser.parse_args(words)
 
+    @cached_property
+    def source(self) -> tuple[str | None, dict[str, Any] | None]:
+        """The checkpoint that is continued, or measured, as flags or a recipe name it; looked for once."""
+        return resume.chosen(sys.argv[1:])
+
     @property
     def staged(self) -> bool:
         """Whether this is one stage of a pipeline, whose recipe is complete."""
@@ -102,8 +109,10 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Compare instead of merging in silence."""
         sections = self.config[self.config.subcommand]
-        if self.stored is None:  # the path may stand in a recipe
-            self.stored = stored(sections.get("ckpt_path"), self.config.subcommand)
+        if self.staged:
+            self.stored = resume.stored(sections.get("ckpt_path"), "fit")
+        else:
+            sections["ckpt_path"] = self.path
         if self.stored is None and self.config.subcommand != "fit" and not sections.model.init_args.get("weights"):
             raise ZooError(
                 f"There is nothing to {self.config.subcommand}: a fresh model has random weights.   "
@@ -171,6 +180,27 @@ class CLI(LightningCLI):
                 one.dirpath = str(self.folder)
         return trainer
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """With zoo's callbacks, unless the recipe has its own of the kind, and its loggers, unless it names others."""
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        watching = not any(isinstance(one, ProgressBar) for one in given) and not config.get("barebones")
+        own: list[Callback] = [
+            ModelCheckpoint(save_last=True, enable_version_counter=False),
+            LearningRateMonitor("step"),
+            Throughput(),
+            NonFinite(),
+            Preemption(partial(resume.again, tuple(sys.argv[1:]))),
+            Release(),
+            Predictions(),
+            *([Progress()] if watching and config.get("enable_progress_bar") is not False else []),
+        ]
+        kinds = {type(one) for one in given} - {ModelCheckpoint, LearningRateMonitor}
+        config["callbacks"] = [*given, *(one for one in own if type(one) not in kinds)]
+        if config.get("logger") in (None, True):
+            config["logger"] = both(config.get("default_root_dir") or resume.FOLDER)
+        return super()._instantiate_trainer(config, callbacks)
+
     def _run_subcommand(self, subcommand: str) -> None:
         if (pipeline := self.pipeline) is not None:
             pipeline.run()
@@ -218,53 +248,6 @@ def show(section: dict[str, Any]) -> None:
     print(yaml.safe_dump({"model": short(section)}, sort_keys=False).rstrip(), file=sys.stderr)
 
 
-def option(argv: list[str], name: str) -> str | None:
-    """Value of the first `--name value` or `--name=value`."""
-    return next(iter(values(argv, name)), None)
-
-
-def values(argv: list[str], name: str) -> list[str]:
-    """Values of every `--name value` and `--name=value`."""
-    found = []
-    for index, word in enumerate(argv):
-        if word == name and index + 1 < len(argv):
-            found.append(argv[index + 1])
-        if word.startswith(f"{name}="):
-            found.append(word.partition("=")[2])
-    return found
-
-
-def parental(argv: list[str]) -> str | None:
-    """The checkpoint whose weights a run is to start from, as flags or recipes name it."""
-    found = None
-    for path in [word for name in ("--config", "-c") for word in values(argv, name)]:
-        if Path(path).is_file():
-            try:
-                model = (yaml.safe_load(Path(path).read_text()) or {}).get("model") or {}
-                found = (model.get("init_args") or {}).get("weights", model.get("weights", found))
-            except (yaml.YAMLError, AttributeError):
-                return None  # which the parser tells better
-    flags = [word for name in ("--model.weights", "--model.init_args.weights") for word in values(argv, name)]
-    found = flags[-1] if flags else found
-    return None if found in (None, "null") else str(found)
-
-
-def stored(path: str | None, verb: str) -> dict[str, Any] | None:
-    """What the checkpoint that is to be continued, or measured, says of itself."""
-    if path is None or path in ("last", "best", "hpc", "registry", "null"):
-        return None
-    if Path(path).is_dir() and zero.holds(Path(path)):
-        return zero.described(Path(path))  # which looks at the files before DeepSpeed opens them
-    content = ckpt.load(path)
-    about = ckpt.told(content, Path(path))
-    if "optimizer_states" not in content and verb == "fit":
-        raise ZooError(
-            f"{path} has no optimizer state, so a run cannot be continued from it. "
-            f"Start one from its weights:  --model.weights {path}"
-        )
-    return about
-
-
 def main(argv: list[str]) -> None:
     """Run one of the Trainer's verbs."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own business with torch
@@ -298,14 +281,7 @@ def command(cli: type[CLI], args: dict[str, Any] | None = None) -> None:
         save_config_kwargs={"overwrite": True},
         trainer_class=Trainer,
         trainer_defaults={
-            "default_root_dir": str(Path("runs")),
+            "default_root_dir": resume.FOLDER,
             "use_distributed_sampler": False,  # zoo.data shards by itself, so that a resumed run keeps its order
-            "callbacks": [
-                ModelCheckpoint(save_last=True, enable_version_counter=False),
-                LearningRateMonitor("step"),
-                Throughput(),
-                Release(),
-                Predictions(),
-            ],
         },
     )

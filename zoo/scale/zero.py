@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
@@ -38,6 +38,8 @@ from torch.optim import AdamW, Optimizer
 
 from zoo.checkpoints import zero
 from zoo.errors import ZooError
+from zoo.kernel import Kernel
+from zoo.position import PositionEncoding
 
 KEPT_BY_DEEPSPEED = ("state_dict", "optimizer_states")
 """Parts of Lightning's checkpoint that DeepSpeed writes itself, in pieces."""
@@ -48,6 +50,13 @@ class Float32(DeepSpeedPrecision):
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        closure()
+        self._after_closure(model, optimizer)
+        engine = model.trainer.model
+        with dropping(engine.optimizer) if model.skipping else nullcontext():
+            return engine.step(**kwargs)
 
 
 class ZeRO(DeepSpeedStrategy):
@@ -177,7 +186,25 @@ class ZeRO(DeepSpeedStrategy):
             optimizer = DeepSpeedCPUAdam(optimizer.param_groups, adamw_mode=True)
             rank_zero_only(print)("zoo: DeepSpeedCPUAdam takes AdamW's place where the optimizer is offloaded")
         with vectors(model):
-            return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+            engine, optimizer = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        if self.stage == 3:
+            self.hold(engine)
+        return engine, optimizer
+
+    def hold(self, engine: Any) -> None:
+        """Keep the weights of encodings and kernels, which are few, on every process.
+
+        Others are there while their layer's `forward` runs. An encoding may read those of a layer without calling it.
+        """
+        plugins = (module for module in engine.module.modules() if isinstance(module, PositionEncoding | Kernel))
+        kept = list({id(p): p for plugin in plugins for p in plugin.parameters()}.values())
+        if not kept:
+            return
+        known = {id(parameter) for parameter in engine.optimizer.persistent_parameters}
+        for parameter in kept:
+            parameter.ds_persist = parameter.is_external_param = True  # gathered after each step; let go by no layer
+        engine.optimizer.persistent_parameters += [parameter for parameter in kept if id(parameter) not in known]
+        kept[0].all_gather(kept)
 
     # Saving.
 
@@ -268,6 +295,28 @@ class ZeRO(DeepSpeedStrategy):
             self._restore_zero_state(checkpoint, strict=strict)
         else:
             task.load_state_dict(checkpoint["state_dict"], strict=strict)
+
+
+@contextmanager
+def dropping(optimizer: Any) -> Iterator[None]:
+    """Have DeepSpeed's next step do what it does where a float16 gradient has overflowed: drop all and change nothing."""
+
+    def found(partition_gradients: bool = True) -> None:
+        optimizer.overflow = True
+
+    def cleared(update_scale: bool = True) -> bool:
+        optimizer.overflow = True
+        optimizer._overflow_clean_up(optimizer.loss_scale)
+        return True
+
+    looks = getattr(optimizer, "check_grad_overflow", None)
+    optimizer.check_grad_overflow, optimizer.check_overflow = True, found  # stages 1 and 2
+    optimizer._overflow_check_and_loss_scale_update = cleared  # stage 3
+    try:
+        yield
+    finally:
+        del optimizer.check_overflow, optimizer._overflow_check_and_loss_scale_update
+        optimizer.check_grad_overflow = looks
 
 
 @contextmanager

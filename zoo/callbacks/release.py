@@ -1,20 +1,15 @@
-"""What a run tells while it goes and leaves behind when it ends: throughput, a sample, a folder to publish."""
+"""What a run leaves when it ends: a folder to publish, with its card, and a sample of what the model writes."""
 
 from __future__ import annotations
 
-import logging
 import platform
-import time
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from zoo import checkpoints
@@ -24,59 +19,6 @@ from zoo.generate import stream
 from zoo.lengths import short
 from zoo.task import Task
 from zoo.tasks import LanguageModel
-
-log = logging.getLogger(__name__)
-
-
-@cache
-def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second at best: the data sheet's on a GPU, measured on a CPU (float32 product)."""
-    if device.type == "cuda":
-        return float(get_available_flops(device, dtype) or 0)
-    a, b, best = torch.ones(1024, 1024), torch.ones(1024, 1024), float("inf")  # drawing would disturb dropout
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
-
-
-class Throughput(Callback):
-    """Logs tokens (or images) per second and model-FLOPs utilisation, over all devices, without evaluation's time.
-
-    Args:
-        every: Steps between two readings.
-    """
-
-    def __init__(self, every: int = 20) -> None:
-        self.every = every
-        self.items, self.start = 0, 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.items, self.start = 0, time.perf_counter()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.items, self.start = 0, time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, torch.Tensor], batch_idx: int
-    ) -> None:
-        task = cast(Task, pl_module)
-        text = isinstance(task, LanguageModel)
-        self.items += batch["tokens"][:, 1:].numel() if text else len(batch["labels"])
-        if (batch_idx + 1) % self.every:
-            return
-        task.finite(trainer.callback_metrics["train/loss"])
-        if task.device.type == "cuda":
-            torch.cuda.synchronize(task.device)
-        readers = trainer.world_size // getattr(task, "sequence_parallel", 1)
-        rate = self.items * readers / max(time.perf_counter() - self.start, 1e-9)
-        half = str(trainer.precision).startswith(("bf16", "16"))
-        best = peak(task.device, torch.bfloat16 if half else torch.float32) * trainer.world_size
-        task.log("tokens/s" if text else "images/s", rate, prog_bar=True)
-        if best:
-            task.log("mfu", rate * task.flops() / best, prog_bar=True)
-        self.items, self.start = 0, time.perf_counter()
 
 
 class Release(Callback):
@@ -117,14 +59,13 @@ class Release(Callback):
             if saved is None:
                 return
             task.network = checkpoints.read(saved).network()  # this process has but a share of the one that trained
-        content: dict[str, Any] = {}
-        task.on_save_checkpoint(content)
+        about = task.description()
         path = Path(place) / "model"
         figures = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val", "train"))
         }
         weights = cast(torch.nn.Module, task.network).state_dict()
-        folder.write(path, content["zoo"], weights, card(content["zoo"], figures, task, trainer))
+        folder.write(path, about, weights, card(about, figures, task, trainer))
         lines = [f"{name} {value:.4g}" for name, value in figures.items()]
         print(f"\n{', '.join(lines)}\n")
         if isinstance(task, LanguageModel) and self.tokens:
@@ -146,22 +87,6 @@ class Release(Callback):
 def divided(task: Task) -> bool:
     """Whether each process holds a share of the weights (ZeRO's stage 3, FSDP)."""
     return any(hasattr(parameter, "ds_id") or isinstance(parameter, DTensor) for parameter in task.parameters())
-
-
-class Predictions(BasePredictionWriter):
-    """Writes what `zoo predict` computes to `predictions.safetensors`, in the order of the test split."""
-
-    def __init__(self) -> None:
-        super().__init__(write_interval="epoch")
-
-    def write_on_epoch_end(
-        self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
-    ) -> None:
-        name = "predictions" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}"
-        place = Path(trainer.log_dir or ".") / f"{name}.safetensors"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"predictions": torch.cat(predictions).cpu().contiguous()}, place)
-        print(f"Predictions: {place}")
 
 
 def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: Trainer) -> str:

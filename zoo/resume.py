@@ -1,0 +1,143 @@
+"""From which checkpoint a run starts or goes on: decided from flags, recipes and folders before the parser reads them.
+
+The checkpoint tells the parser's defaults, so it has to be known first. `--ckpt_path last` takes the newest checkpoint
+under the run's folder that is whole, `auto` does the same and begins a run where there is none, so that a job that was
+taken off its machine is simply started again. Age is that of the file, for a ZeRO directory that of its file `latest`,
+which is written when all else is there. What is newer but not whole is passed over, and said.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from zoo.checkpoints import lightning, zero
+from zoo.errors import ZooError
+
+FOLDER = "runs"
+"""Where runs go whose recipe does not say."""
+
+
+def given(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every `--name value` and `--name=value`, in order."""
+    for index, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.startswith("-") and equals:
+            yield name.lstrip("-"), value
+        elif name.startswith("-") and index + 1 < len(argv):
+            yield name.lstrip("-"), argv[index + 1]
+
+
+def asked(argv: Sequence[str], name: str) -> Any:
+    """What flags and recipes say for a setting, the last of them; None where they say nothing."""
+    *sections, last = name.split(".")
+    spellings = (name, ".".join([*sections, "init_args", last]))
+    found = None
+    for flag, value in given(argv):
+        if flag in spellings:
+            found = value
+        if flag in ("config", "c") and Path(value).is_file():
+            try:
+                node = yaml.safe_load(Path(value).read_text()) or {}
+                for section in sections:
+                    node = node.get(section) or {}
+                found = (node.get("init_args") or {}).get(last, node.get(last, found))
+            except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+                return None  # which the parser tells better
+    return None if found in (None, "null") else found
+
+
+def staged(argv: Sequence[str]) -> bool:
+    """Whether a recipe in stages is asked for, which finds its place by itself."""
+    return argv[0] == "fit" and bool(asked(argv, "extend") or (asked(argv, "stages") or "all") != "all")
+
+
+def chosen(argv: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
+    """The checkpoint that is continued, or measured, and what it says of itself; the verb is the first word."""
+    word = asked(argv, "ckpt_path")
+    if word not in ("last", "auto"):
+        return word, stored(word, argv[0])
+    if staged(argv):
+        return (None if word == "auto" else word), None
+    root = Path(asked(argv, "trainer.default_root_dir") or FOLDER)
+    for path in candidates(root):
+        try:
+            about = whole(path, argv[0])
+        except ZooError as error:
+            say(f"{path} is passed over: {str(error).partition('   Try:')[0]}")
+            continue
+        steps = (about.get("trained") or {}).get("steps")
+        kind = "run goes on from" if argv[0] == "fit" else "checkpoint is"
+        say(f"the {kind} {path}" + (f", after {steps} steps" if steps is not None else ""))
+        return str(path), about
+    if word == "last":
+        raise ZooError(
+            f"There is no whole checkpoint under {root}, the folder of this run.   "
+            "Try:  --ckpt_path auto, which begins it then, or --trainer.default_root_dir FOLDER"
+        )
+    say(f"there is no checkpoint under {root}: the run starts from the beginning")
+    return None, None
+
+
+def candidates(root: Path) -> list[Path]:
+    """What was saved under a folder, or was being saved, newest first."""
+    found: dict[Path, float] = {}
+    for folder, below, files in os.walk(root):
+        for name in [*below, *files]:
+            path = Path(folder) / name
+            if name.endswith((".ckpt", ".ckpt.part")) or (name.startswith(".") and name.endswith(".part")):
+                mark = path / "latest" if (path / "latest").is_file() else path
+                found[path] = mark.stat().st_mtime if mark.exists() else 0.0
+        below[:] = [name for name in below if Path(folder) / name not in found]
+    # Of two of the same moment the one by its lasting name.
+    return sorted(found, key=lambda path: (found[path], path.name == "last.ckpt"), reverse=True)
+
+
+def whole(path: Path, verb: str) -> dict[str, Any]:
+    """What a checkpoint says of itself; ZooError where it is not whole, or nothing can be continued from it."""
+    if path.name.endswith(".part") or (path.is_dir() and not (path / "latest").is_file()):
+        raise ZooError("a run was stopped while it was being written.")
+    return zero.listed(path).about if path.is_dir() else stored(str(path), verb) or {}
+
+
+def stored(path: str | None, verb: str) -> dict[str, Any] | None:
+    """What a checkpoint says of itself, where a path names one."""
+    if path is None or path in ("last", "best", "hpc", "registry", "null"):
+        return None
+    if Path(path).is_dir() and zero.holds(Path(path)):
+        return zero.described(Path(path))  # which looks at the files before DeepSpeed opens them
+    content = lightning.load(path)
+    about = lightning.told(content, Path(path))
+    if "optimizer_states" not in content and verb == "fit":
+        raise ZooError(
+            f"{path} has no optimizer state, so a run cannot be continued from it. "
+            f"Start one from its weights:  --model.weights {path}"
+        )
+    return about
+
+
+def again(argv: Sequence[str], path: Path) -> str:
+    """The command that continues a run which was started with these words."""
+    words, rest = [], list(argv)
+    if not staged(argv) and asked(argv, "ckpt_path") != "auto":
+        while rest:
+            word = rest.pop(0)
+            if word == "--ckpt_path":
+                rest[:1] = []
+            elif not word.startswith("--ckpt_path="):
+                words.append(word)
+        rest = ["--ckpt_path", str(path)]
+    return shlex.join(["zoo", *words, *rest])
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """One line on stderr, from the first process."""
+    print(f"zoo: {line}", file=sys.stderr)
