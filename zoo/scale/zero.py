@@ -51,7 +51,9 @@ class Float32(DeepSpeedPrecision):
     def convert_input(self, data: Any) -> Any:
         return data
 
-    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
         closure()
         self._after_closure(model, optimizer)
         engine = model.trainer.model
@@ -197,7 +199,7 @@ class ZeRO(DeepSpeedStrategy):
         Others are there while their layer's `forward` runs. An encoding may read those of a layer without calling it.
         """
         plugins = (module for module in engine.module.modules() if isinstance(module, PositionEncoding | Kernel))
-        kept = list({id(p): p for plugin in plugins for p in plugin.parameters()}.values())
+        kept: list[Any] = list({id(p): p for plugin in plugins for p in plugin.parameters()}.values())
         if not kept:
             return
         known = {id(parameter) for parameter in engine.optimizer.persistent_parameters}
@@ -299,7 +301,7 @@ class ZeRO(DeepSpeedStrategy):
 
 @contextmanager
 def dropping(optimizer: Any) -> Iterator[None]:
-    """Have DeepSpeed's next step do what it does where a float16 gradient has overflowed: drop all and change nothing."""
+    """Have DeepSpeed's step do what it does where a float16 gradient has overflowed: drop it, and change nothing."""
 
     def found(partition_gradients: bool = True) -> None:
         optimizer.overflow = True
