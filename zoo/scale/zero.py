@@ -364,11 +364,21 @@ def fresh(place: Path, step: int) -> str:
     return next(name for name in names if not (place / name).exists())
 
 
+CONVERT = """
+import torch
+from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
+cat = torch.cat
+torch.cat = lambda parts, **named: cat([part.reshape(-1) if part.ndim == 0 else part for part in parts], **named)
+main(parse_arguments())
+"""
+"""DeepSpeed's converter, which knows no weight that is a single number."""
+
+
 def universal(place: Path, whole: Path) -> str:
     """Convert a save to DeepSpeed's universal format; what went wrong, if anything did."""
     words = ["--input_folder", str(place), "--output_folder", str(whole), "--inject_missing_state"]
     words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]
+    command = [sys.executable, "-c", CONVERT, *words]
     done = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
     if done.returncode == 0:
         (whole.parent / "latest").write_text(whole.name)
