@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from together import RECIPE, begin, curve, end, fit, furnish
 
 from zoo import checkpoints, cli
-from zoo.checkpoints import lightning, zero
+from zoo.checkpoints import zero
 from zoo.errors import ZooError
 from zoo.scale import ZeRO
 
@@ -123,8 +123,8 @@ def test_its_directory_serves_as_a_file_does(pairs, tmp_path, monkeypatch, capsy
     assert "perplexity" in capsys.readouterr().out
     cli.run(["evaluate", str(path), "--lengths", "16", "--measures", "perplexity", "--device", "cpu"])
     assert "perplexity" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["zoo", "fit", "--config", "recipe.yaml", FIRE, "--ckpt_path", str(path)])
     with pytest.raises(ZooError, match=rf"left by ZeRO.*zero{stage}\.yaml"):
-        monkeypatch.setattr("sys.argv", ["zoo", "fit", "--config", "recipe.yaml", FIRE, "--ckpt_path", str(path)])
         cli.run(sys.argv[1:])
 
 

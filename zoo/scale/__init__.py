@@ -1,5 +1,6 @@
 """From one process to many: strategies that recipes name, and a sequence shared by several processes."""
 
+from zoo.scale.fsdp import FSDP
 from zoo.scale.zero import ZeRO
 
-__all__ = ["ZeRO"]
+__all__ = ["FSDP", "ZeRO"]
