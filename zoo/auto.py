@@ -86,7 +86,9 @@ class Auto(Kernel):
                 size=size,
             )
             self.kernels[key] = self.choose(request)
-        return self.kernels[key](q, k, v, bias=bias, mask=mask, scale=scale)
+        chosen = self.kernels[key]
+        chosen.share = self.share
+        return chosen(q, k, v, bias=bias, mask=mask, scale=scale)
 
 
 def small(size: int, learned: bool) -> bool:

@@ -6,7 +6,7 @@ steps, so that a loss or an evaluation over many tokens never holds all logits.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from zoo.errors import ZooError
 from zoo.kernel import Mask
 from zoo.layers import Linear
 from zoo.trunk import Trunk
+
+if TYPE_CHECKING:
+    from zoo.scale.sequence import Slice
 
 
 class Decoder(nn.Module):
@@ -79,6 +82,7 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         extent: int | None = None,
         positions: Tensor | None = None,
+        parallel: Slice | None = None,
     ) -> Tensor:
         """Hidden states [batch, tokens, dim] after the last norm.
 
@@ -91,11 +95,15 @@ class Decoder(nn.Module):
             extent: Final length of the request (default: the cache's capacity, or the tokens at hand).
             positions: [tokens] or [batch, tokens] of those in the cache and those at hand, whole numbers below `extent`
                 (default: counted from 0, after the padding, anew in each document).
+            parallel: Which run of the tokens is this process's, where several share each sequence; of that run are the
+                hidden states. All else is told of the whole. Not together with a cache.
         """
         if documents is not None and self.sinks:
             raise ZooError("The sinks of packed documents would be those of the first one. Leave sinks at 0 here.")
         if positions is not None and extent is None:
             raise ZooError("Positions that are given need an extent too, a number above all of them.")
+        if parallel is not None and cache is not None:
+            raise ZooError("Processes that share a sequence keep no cache: generation runs on one process.")
         past, count = cache.length if cache else 0, tokens.shape[1]
         extent = extent or (cache.capacity if cache else count)
         index = torch.arange(past + count, device=tokens.device)
@@ -109,7 +117,11 @@ class Decoder(nn.Module):
         mask = Mask(
             causal=True, offset=past, window=self.window, documents=documents, padding=padding, sinks=self.sinks
         )
-        return self.trunk(self.embedding(tokens), keys[..., past:, None], keys[..., None], extent, mask, cache)
+        keys = keys[..., None]
+        queries = keys[..., past:, :]
+        if parallel is not None:
+            tokens, queries = parallel.tokens(tokens), parallel.tokens(queries, -2)
+        return self.trunk(self.embedding(tokens), queries, keys, extent, mask, cache, parallel)
 
     @torch.no_grad()
     def read(

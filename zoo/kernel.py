@@ -162,6 +162,10 @@ class Kernel(Exact):
     """The function that it computes; kernels of one form may replace each other."""
     fuses: type[Bias] | None = None
     """The most general rung that it carries; None: no bias at all."""
+    share: slice = slice(None)
+    """The heads that a call is about, where processes have shared them out; `geometry` is that of all heads."""
+    divisible: bool = False
+    """Whether it reads what it has for each head, such as parameters, through `share`; without any it need not say."""
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch.nn import functional
 from zoo.cache import Cache
 from zoo.kernel import Kernel, Mask
 from zoo.position import Encoding, Geometry
+
+if TYPE_CHECKING:
+    from zoo.scale.sequence import Slice
 
 Norm = Literal["RMSNorm", "LayerNorm"]
 
@@ -66,7 +69,14 @@ class Attention(nn.Module):
             widths = [g.head_dim * (count if qk_norm == "width" else 1) for count in (g.heads, g.kv_heads)]
             self.q_norm, self.k_norm = (normalize(norm, width, eps) for width in widths)
 
-    def forward(self, x: Tensor, encoding: Encoding, mask: Mask, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        encoding: Encoding,
+        mask: Mask,
+        cache: Cache | None = None,
+        parallel: Slice | None = None,
+    ) -> Tensor:
         g = self.geometry
         q, k, v = self.qkv(x).unflatten(-1, (-1, g.head_dim)).transpose(1, 2).split(self.split, 1)
         if self.qk_norm == "head":
@@ -86,7 +96,13 @@ class Attention(nn.Module):
             scale *= encoding.scale
         if cache is not None:
             k, v = cache.append(g.layer or 0, k, v)
-        y = self.kernel(q, k, v, bias=encoding.bias, mask=mask, scale=scale)
+        if parallel is None:
+            self.kernel.share = slice(None)
+            y = self.kernel(q, k, v, bias=encoding.bias, mask=mask, scale=scale)
+        else:  # all tokens of some heads, and back
+            self.kernel.share = parallel.part(g.heads)
+            q, k, v = parallel.heads(q), parallel.heads(k), parallel.heads(v)
+            y = parallel.back(self.kernel(q, k, v, bias=encoding.bias, mask=mask, scale=scale))
         return self.out(y.transpose(1, 2).flatten(-2))
 
 
@@ -135,17 +151,24 @@ class Block(nn.Module):
         self.after, self.parallel = after, parallel
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
-    def forward(self, x: Tensor, encoding: Encoding, mask: Mask, cache: Cache | None = None) -> Tensor:
-        first = self.dropout(self.attend(x, encoding, mask, cache))
+    def forward(
+        self,
+        x: Tensor,
+        encoding: Encoding,
+        mask: Mask,
+        cache: Cache | None = None,
+        parallel: Slice | None = None,
+    ) -> Tensor:
+        first = self.dropout(self.attend(x, encoding, mask, cache, parallel))
         if self.parallel:
             return x + first + self.dropout(self.feed(x))
         x = x + first
         return x + self.dropout(self.feed(x))
 
-    def attend(self, x: Tensor, encoding: Encoding, mask: Mask, cache: Cache | None) -> Tensor:
+    def attend(self, x: Tensor, encoding: Encoding, mask: Mask, cache: Cache | None, parallel: Slice | None) -> Tensor:
         if self.after:
-            return self.norm1(self.attention(x, encoding, mask, cache))
-        return self.attention(self.norm1(x), encoding, mask, cache)
+            return self.norm1(self.attention(x, encoding, mask, cache, parallel))
+        return self.attention(self.norm1(x), encoding, mask, cache, parallel)
 
     def feed(self, x: Tensor) -> Tensor:
         return self.norm2(self.feed_forward(x)) if self.after else self.feed_forward(self.norm2(x))

@@ -61,7 +61,7 @@ def summed(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     return Surprise.apply(head(hidden).float(), targets)
 
 
-def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, size: int) -> Tensor:
+def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, size: int, count: Tensor | None = None) -> Tensor:
     """Mean cross-entropy in nats per token.
 
     Args:
@@ -69,8 +69,9 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, size: int) -
         targets: [batch, tokens]; -100 does not count.
         head: Reads logits [tokens, vocabulary] out of [tokens, dim], into memory of their own.
         size: Tokens read out at once.
+        count: What the sum is divided by (default: the targets that count).
     """
-    count = (targets != IGNORED).sum().clamp(min=1)
+    count = (targets != IGNORED).sum().clamp(min=1) if count is None else count
     if targets.numel() <= size:
         return summed(hidden.flatten(0, 1), targets.flatten(), head) / count
     total = hidden.new_zeros((), dtype=torch.float32)

@@ -77,8 +77,12 @@ class Task(LightningModule):
 
     # Building.
 
-    def rehearse(self) -> None:
-        """Build the network without memory or data, so that a mistake in its numbers is told before anything long."""
+    def rehearse(self, processes: int = 1) -> None:
+        """Build the network without memory or data, so that a mistake in its numbers is told before anything long.
+
+        Args:
+            processes: That the run will have.
+        """
         try:
             with torch.device("meta"):
                 self.build()

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
@@ -16,6 +16,7 @@ from torchmetrics.text import Perplexity
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.loss import IGNORED, chunks, cross_entropy
+from zoo.scale import sequence
 from zoo.schedules import Schedule
 from zoo.task import Task
 from zoo.vit import ViT
@@ -36,6 +37,9 @@ class LanguageModel(Task):
         within_documents: Tokens see their own document only, and positions start anew in each.
         random_positions: Train on sorted positions drawn below this number, a new draw for each batch
             (Ruoss et al. 2023, arXiv:2305.16843); validation and test count from 0 (default: always count).
+        sequence_parallel: Neighbouring processes that share each sequence, so that it may be as many times longer in
+            the same memory (DeepSpeed-Ulysses, arXiv:2309.14509). Of the machine, not of the model: no checkpoint
+            keeps it, and a run may be continued with another number.
         optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings and encodings.
         schedule: Factor on the learning rate over the steps (default: constant).
         weights: Checkpoint whose weights the run starts from, with a fresh optimizer at step 0.
@@ -51,6 +55,7 @@ class LanguageModel(Task):
         chunk: int = 8192,
         within_documents: bool = False,
         random_positions: int | None = None,
+        sequence_parallel: int = 1,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         weights: str | None = None,
@@ -65,10 +70,15 @@ class LanguageModel(Task):
                 f"{length} tokens cannot have different positions below {random_positions}: it takes {length} to "
                 f"{MOST}, where float32 still tells them apart.   Try:  --model.random_positions {4 * length}"
             )
+        if sequence_parallel < 1:
+            raise ZooError(f"sequence_parallel is a number of processes, at least 1, and got {sequence_parallel}.")
         if within_documents and decoder.get("sinks"):
             raise ZooError("The sinks of packed documents would be those of the first one: leave out --model.sinks.")
         self.vocabulary, self.length, self.chunk = vocabulary, length, chunk
         self.within_documents, self.random_positions = within_documents, random_positions
+        self.sequence_parallel = sequence_parallel
+        self.parallel: sequence.Slice | None = None
+        """This process's share of each sequence, where several have one."""
         self.decoder = decoder  # alone on its line: this is how the command line finds the decoder's own arguments
         self.perplexity = Perplexity(ignore_index=IGNORED)
 
@@ -78,11 +88,23 @@ class LanguageModel(Task):
         if vocabulary < ids:
             raise ZooError(f"A vocabulary of {vocabulary} is too small: the tokenizer has {ids} ids.")
         network = Decoder(vocabulary=vocabulary, length=self.length, **self.decoder)
+        if self.sequence_parallel > 1:
+            sequence.fit(self.sequence_parallel, network.trunk.position, network.trunk.kernel)
         if self.random_positions is not None:  # an encoding that ends before them says so now
             at = torch.zeros(1, 1)
             hidden = torch.zeros(1, 1, network.trunk.geometry.dim)
             network.trunk.position(at, at, self.random_positions, hidden)
         return network, {"vocabulary": vocabulary, "length": self.length, **self.decoder}
+
+    def configure_model(self) -> None:
+        if self.sequence_parallel > 1 and self.parallel is None:
+            self.parallel = sequence.join(self.sequence_parallel)
+        super().configure_model()
+
+    def verify(self) -> None:
+        if self.extent() % self.sequence_parallel:
+            raise ZooError(sequence.uneven(self.extent(), self.sequence_parallel))
+        super().verify()
 
     def flops(self) -> int:
         """6 per weight that multiplies, and 12 x layers x width x tokens for attention (PaLM, arXiv:2204.02311, B)."""
@@ -139,16 +161,17 @@ class LanguageModel(Task):
             {"causal"} | ({"window"} if window else set()) | ({"document"} if self.within_documents else set())
         )
 
-    def rehearse(self) -> None:
+    def rehearse(self, processes: int = 1) -> None:
+        sequence.enough(self.sequence_parallel, processes)
         given = self.vocabulary
         self.vocabulary = given or 2  # any will do; only the data know
         try:
-            super().rehearse()
+            super().rehearse(processes)
         finally:
             self.vocabulary = given
 
     def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden states and targets of a batch of tokens [batch, length + 1].
+        """Hidden states and targets of a batch of tokens [batch, length + 1]: this process's, where several share it.
 
         The extent is that of the blocks; where the data place them over the model's reach it is the reach.
         """
@@ -157,6 +180,8 @@ class LanguageModel(Task):
         context: dict[str, Any] = {}
         if self.training and self.random_positions is not None:
             drawn = torch.randperm(self.random_positions)[: targets.shape[1]].to(tokens.device)
+            if self.parallel is not None:
+                drawn = self.parallel.alike(drawn)
             if self.within_documents:  # sorted by document first, so that each has its share of all that was drawn
                 drawn = drawn + documents[:, :-1].long() * self.random_positions
             drawn = drawn.sort(-1).values % self.random_positions
@@ -166,12 +191,26 @@ class LanguageModel(Task):
         if self.within_documents:
             context["documents"] = documents[:, :-1]
             targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)
+        if self.parallel is not None:
+            context["parallel"], targets = self.parallel, self.parallel.tokens(targets)
         return cast(Decoder, self.network).hidden(tokens[:, :-1], **context), targets
+
+    def count(self, targets: Tensor) -> Tensor:
+        """How many targets an average process has that count.
+
+        Strategies average gradients over all processes, as logging does losses. Sums over this many targets have the
+        average that one process would find for all tokens, however they are spread.
+        """
+        count = (targets != IGNORED).sum()
+        if not self.within_documents or not distributed.is_initialized():  # all targets count, everywhere as many
+            return count.clamp(min=1)
+        distributed.all_reduce(count)
+        return count.clamp(min=1) / distributed.get_world_size()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         hidden, targets = self.read(batch)
-        loss = cross_entropy(hidden, targets, cast(Decoder, self.network).head, self.chunk)
-        self.log("train/loss", loss, prog_bar=True)
+        loss = cross_entropy(hidden, targets, cast(Decoder, self.network).head, self.chunk, self.count(targets))
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def measure(self, batch: dict[str, Tensor], stage: str) -> None:
@@ -194,7 +233,8 @@ class LanguageModel(Task):
             functional.cross_entropy(head(part).float(), target, ignore_index=IGNORED, reduction="none")
             for part, target in chunks(hidden, targets, self.chunk)
         ]
-        return torch.cat(losses).view_as(targets)
+        found = torch.cat(losses).view_as(targets)
+        return found if self.parallel is None else self.parallel.gather(found)
 
 
 class ImageClassifier(Task):

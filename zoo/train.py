@@ -217,8 +217,9 @@ class CLI(LightningCLI):
                 raise ZooError(f"{task.__name__} does not learn from {other.__name__}.   Try:  --data {kind.__name__}")
         self.model.asked = {"model": plain(sections.model), "data": plain(sections.data)}
         self.model.asked["model"]["init_args"]["weights"] = None  # of which the description tells under `parent`
+        self.model.asked["model"]["init_args"].pop("sequence_parallel", None)  # of the machine, not of the model
         show(self.model.asked["model"])
-        self.model.rehearse()
+        self.model.rehearse(self.trainer.world_size)
         source = self.stored
         if source is None and self.model.weights is not None:
             source = checkpoints.read(self.model.weights).about

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,16 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo import plugins
 from zoo.auto import Auto
+from zoo.bias import Bias
 from zoo.cache import Cache
 from zoo.errors import ZooError
 from zoo.kernel import Kernel, Mask
 from zoo.layers import Attention, Block, FeedForward, Norm, normalize
 from zoo.matrix import agree, places
 from zoo.position import Encoding, Geometry, NoPE, PositionEncoding
+
+if TYPE_CHECKING:
+    from zoo.scale.sequence import Slice
 
 
 class Trunk(nn.Module):
@@ -181,6 +185,7 @@ class Trunk(nn.Module):
         extent: int,
         mask: Mask,
         cache: Cache | None = None,
+        parallel: Slice | None = None,
     ) -> Tensor:
         """Run the blocks.
 
@@ -191,6 +196,8 @@ class Trunk(nn.Module):
             extent: Final length of the request.
             mask: Over buffer indices; layers without positions leave its window out.
             cache: Of earlier tokens; advanced here.
+            parallel: Which run of the sequence x and `queries` are, where processes share it; `keys` and `mask` are of
+                the whole.
         """
         whole = mask
         if self.nope_every is not None and mask.window is not None:
@@ -201,7 +208,7 @@ class Trunk(nn.Module):
             if encoding is None:
                 if layer == 0 and self.position.content:
                     x = self.dropout(x)  # such an encoding reads what attention reads
-                encoding = self.encode(layer, x, queries, keys, extent, cache)
+                encoding = self.encode(layer, x, queries, keys, extent, cache, parallel)
                 if not self.position.per_layer and not self.position.content:
                     shared = encoding
                 if layer == 0:
@@ -211,25 +218,40 @@ class Trunk(nn.Module):
                         x = self.dropout(x)
             seen = whole if self.bare(layer) else mask
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, encoding, seen, cache, use_reentrant=False)
+                x = checkpoint(block, x, encoding, seen, cache, parallel, use_reentrant=False)
             else:
-                x = block(x, encoding, seen, cache)
+                x = block(x, encoding, seen, cache, parallel)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)
 
     def encode(
-        self, layer: int, x: Tensor, queries: Tensor, keys: Tensor, extent: int, cache: Cache | None
+        self,
+        layer: int,
+        x: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        extent: int,
+        cache: Cache | None,
+        parallel: Slice | None = None,
     ) -> Encoding:
-        """What the encoding tells one layer, whose stream is x."""
+        """What the encoding tells one layer, whose stream is x; of the bias the heads that are this process's."""
         block: Block = self.blocks[layer]  # type: ignore[assignment]
         position: PositionEncoding = self.positions[layer if len(self.positions) > 1 else 0]  # type: ignore[assignment]
-        if not position.content:
-            with exact():
-                return position(queries, keys, extent)
-        state = cache.state(layer) if cache is not None else None
+        hidden, state = None, None
+        if position.content:
+            state = cache.state(layer) if cache is not None else None
+            hidden = x if block.after else block.norm1(x)
+        if parallel is not None and hidden is not None:  # only for a bias: `scale.sequence.fit` has asked
+            hidden, queries = parallel.gather(hidden), keys
         with exact():
-            return position(queries, keys, extent, x if block.after else block.norm1(x), state)
+            told = position(queries, keys, extent, hidden, state)
+            if parallel is None or told.bias is None:
+                return told
+            # Rotation, embedding and scale are of the tokens at hand; the bias meets those of all processes.
+            whole = told if hidden is not None else position(keys, keys, extent)
+        own = parallel.part(self.geometry.heads)
+        return replace(told, bias=cast(Bias, whole.bias).heads(own.start, own.stop))
 
     def read(self, x: Tensor, positions: Tensor, extent: int, mask: Mask, rows: int) -> Tensor:
         """`forward` without gradients, in place, layer after layer, some rows at a time.

@@ -34,6 +34,7 @@ class Cosine(Featured):
     """
 
     form = "cosine"
+    divisible = True
 
     def __init__(self, geometry: Geometry, *, temperature: float = 10.0, limit: float = 100.0) -> None:
         super().__init__(geometry)
@@ -69,7 +70,7 @@ class Cosine(Featured):
 
     def factors(self, scale: float) -> Tensor:
         """What multiplies the cosine, [heads, 1, 1]."""
-        (logarithm,) = precise(self.log_temperature)
+        (logarithm,) = precise(self.log_temperature[self.share])
         return logarithm.exp().clamp(max=self.limit).view(-1, 1, 1) * (scale * self.geometry.head_dim**0.5)
 
     def reference(

@@ -59,6 +59,7 @@ class Sink(Featured):
     """
 
     form = "softmax-sink"
+    divisible = True
     extra = PIECES
 
     def __init__(self, geometry: Geometry, *, start: float = 0.0) -> None:
@@ -76,14 +77,14 @@ class Sink(Featured):
     ) -> Tensor:
         self.check(bias)
         width, more = q.shape[-1], spare(q.shape[-1])
-        q = widen(q, pieces((self.logit / scale).view(-1, 1, 1), q.dtype), more)
+        q = widen(q, pieces((self.logit[self.share] / scale).view(-1, 1, 1), q.dtype), more)
         k, null = functional.pad(k, (0, more)), functional.pad(k.new_zeros(width), (0, more), value=1.0)
         return beside(self.inner, q, k, v, null, bias, mask or Mask(), scale)
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
     ) -> Tensor:
-        return drained(q, k, v, self.logit, bias, mask, scale)
+        return drained(q, k, v, self.logit[self.share], bias, mask, scale)
 
 
 def beside(

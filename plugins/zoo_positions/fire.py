@@ -260,14 +260,15 @@ class Piece(torch.autograd.Function):
         ctx.cuts = list(cuts(x, knots))
         ctx.save_for_backward(x, slope, knots)
         found = []
-        for part, first, last in ctx.cuts:
-            some = x[..., part].reshape(1, -1)
-            if last > first:
-                some = torch.cat((some, (some - knots[first:last, None]).relu_()))
-            # Head by head: so the bits of a head do not depend on which others are asked for.
-            change = rises(slope, first, last).unsqueeze(1)
-            values = torch.baddbmm(intercept[:, first, None, None], change, some.expand(len(slope), -1, -1))
-            found.append(values.view(len(slope), *x.shape[:-1], -1))
+        with unrounded(x):  # a kernel asks for values inside of autocast, which would round these products
+            for part, first, last in ctx.cuts:
+                some = x[..., part].reshape(1, -1)
+                if last > first:
+                    some = torch.cat((some, (some - knots[first:last, None]).relu_()))
+                # Head by head: so the bits of a head do not depend on which others are asked for.
+                change = rises(slope, first, last).unsqueeze(1)
+                values = torch.baddbmm(intercept[:, first, None, None], change, some.expand(len(slope), -1, -1))
+                found.append(values.view(len(slope), *x.shape[:-1], -1))
         return torch.cat(found, -1) if len(found) > 1 else found[0]
 
     @staticmethod

@@ -206,3 +206,17 @@ def test_a_backward_pass_inside_autocast_is_no_coarser():
             gradients.append(torch.autograd.grad(loss, list(fire.parameters())))
     for plain, mixed in zip(*gradients, strict=True):
         torch.testing.assert_close(mixed, plain, rtol=1e-6, atol=0)
+
+
+def test_a_kernel_inside_autocast_is_given_the_same_values():
+    """Training in bf16-mixed: kernels ask for the values inside of it, and gradients come back as they went out."""
+    fire = FIRE(Geometry(dim=32, heads=4, kv_heads=4, head_dim=8, length=(64,)))
+    at, found = torch.arange(96.0).view(-1, 1), []
+    for inside in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            values = fire(at, at, 96).bias.block(slice(0, 96), slice(0, 96))
+        loss = (values * torch.linspace(-1, 1, values.numel()).view_as(values)).sum()
+        found.append((values, *torch.autograd.grad(loss, list(fire.parameters()))))
+    for plain, mixed in zip(*found, strict=True):
+        assert mixed.dtype == torch.float32
+        torch.testing.assert_close(mixed, plain, rtol=0, atol=0)

@@ -1,5 +1,7 @@
 """The exam for kernels, examined: what is broken on purpose must be caught, by name; what is sound must pass."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class Sigmoid(Kernel):
     def reference(self, q, k, v, *, bias=None, mask=None, scale=1.0):
         kind, exact = q.dtype, torch.promote_types(q.dtype, torch.float32)
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1).to(exact) for x in (k, v))
-        logits = q.to(exact) @ k.mT * scale + self.shift.view(-1, 1, 1)
+        logits = q.to(exact) @ k.mT * scale + self.own(q.shape[1]).view(-1, 1, 1)
         rows, columns = slice(0, q.shape[2]), slice(0, k.shape[2])
         if bias is not None:
             logits = logits + bias.block(rows, columns)
@@ -38,8 +40,20 @@ class Sigmoid(Kernel):
         weights = logits.sigmoid() if seen is None else logits.sigmoid() * seen
         return (weights @ v).to(kind)
 
+    def own(self, heads):
+        return self.shift
 
-@pytest.mark.parametrize("sound", [Eager, Sigmoid])
+
+class Divisible(Sigmoid):
+    """It can tell whose its parameters are."""
+
+    divisible = True
+
+    def own(self, heads):
+        return self.shift[self.share]
+
+
+@pytest.mark.parametrize("sound", [Eager, Sigmoid, Divisible])
 def test_sound_kernels_pass(sound):
     assert not failures(sound)
 
@@ -137,6 +151,13 @@ def overwriting(self, out: Tensor, q: Tensor) -> Tensor:
     return out
 
 
+def first(bias):
+    """The bias of the first heads, whichever are asked for."""
+    other = copy.copy(bias)
+    other.first = 0
+    return other
+
+
 def half_bias(self, bias):
     return bias and bias.replace(*(t.bfloat16().to(t) if t.is_floating_point() else t for t in bias.tensors))
 
@@ -170,6 +191,7 @@ MUTANTS = {
     mutant("AboveItsRung", forward=ignored, fuses=Dense): "refusal",
     mutant("NoRung", fuses=None, bent=lambda self, bias: None): "refusal",
     mutant("Stale", forward=stale): "layers",
+    mutant("FirstHeads", bent=lambda self, bias: bias and first(bias)): "shares",
 }
 
 
@@ -180,6 +202,25 @@ def test_broken_kernels_are_caught(broken, name):
 
 def test_parameters_in_half_precision_are_caught():
     assert failures(Cast) == {"half"}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [lambda self, heads: self.shift, lambda self, heads: self.shift[:heads]],
+    ids=["all", "first"],
+)
+def test_a_kernel_that_mistakes_its_heads_is_caught(own):
+    mistaken = type("Mistaken", (Divisible,), {"own": own})
+    assert "shares" in failures(mistaken)
+    mistaken.divisible = False
+    assert "shares" not in failures(mistaken)
+
+
+def test_a_kernel_that_gives_whole_heads_no_gradient_is_caught():
+    def own(self, heads):
+        return self.shift[self.share] if self.share == slice(None) else self.shift[self.share].detach()
+
+    assert "shares" in failures(type("Mistaken", (Divisible,), {"own": own}))
 
 
 def test_prefix_rows_are_looked_at():

@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed.tensor import DTensor
 
+from zoo import checkpoints
 from zoo.checkpoints import folder
 from zoo.decoder import Decoder
 from zoo.generate import stream
@@ -51,6 +53,12 @@ class Release(Callback):
         task = cast(Task, pl_module)
         if place is None or not task.about:
             return
+        keeper = trainer.checkpoint_callback
+        saved = Path(keeper.dirpath) / "last.ckpt" if isinstance(keeper, ModelCheckpoint) and keeper.dirpath else None
+        if divided(task):
+            if saved is None:
+                return
+            task.network = checkpoints.read(saved).network()  # this process has but a share of the one that trained
         about = task.description()
         path = Path(place) / "model"
         figures = {
@@ -62,11 +70,9 @@ class Release(Callback):
         print(f"\n{', '.join(lines)}\n")
         if isinstance(task, LanguageModel) and self.tokens:
             print(f"A sample, from {self.prompt!r} on:\n\n{self.sample(task, trainer)}\n")
-        keeper = trainer.checkpoint_callback
-        saved = Path(keeper.dirpath) / "last.ckpt" if isinstance(keeper, ModelCheckpoint) and keeper.dirpath else "none"
         text = isinstance(task, LanguageModel)
         following = f"zoo generate {path} --prompt {self.prompt!r}" if text else f"zoo test --ckpt_path {saved}"
-        print(f"Checkpoint: {saved}\nTo publish: {path}\nNext:       {following}")
+        print(f"Checkpoint: {saved or 'none'}\nTo publish: {path}\nNext:       {following}")
 
     def sample(self, task: LanguageModel, trainer: Trainer) -> str:
         """The prompt and what the model adds to it."""
@@ -76,6 +82,11 @@ class Release(Callback):
         count = min(self.tokens, max(task.length - prompt.shape[1], 1))
         new = [int(ids) for ids in stream(network, prompt, count, seed=0, end=tokenizer.end)]
         return self.prompt + tokenizer.decode([i for i in new if i != tokenizer.end])
+
+
+def divided(task: Task) -> bool:
+    """Whether each process holds a share of the weights (ZeRO's stage 3, FSDP)."""
+    return any(hasattr(parameter, "ds_id") or isinstance(parameter, DTensor) for parameter in task.parameters())
 
 
 def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: Trainer) -> str:

@@ -67,7 +67,8 @@ class Throughput(Callback):
             return
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)
-        rate = self.items * trainer.world_size / max(time.perf_counter() - self.start, 1e-9)
+        readers = trainer.world_size // getattr(task, "sequence_parallel", 1)  # who share sequences read the same
+        rate = self.items * readers / max(time.perf_counter() - self.start, 1e-9)
         half = str(trainer.precision).startswith(("bf16", "16"))
         best = peak(task.device, torch.bfloat16 if half else torch.float32) * trainer.world_size
         task.log("tokens/s" if text else "images/s", rate, prog_bar=True)

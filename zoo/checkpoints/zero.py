@@ -17,14 +17,17 @@ for them. DeepSpeed itself opens its files without such a look, so `checked` is 
 
 from __future__ import annotations
 
+import functools
 import math
 import pickle
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.checkpoints import archive, lightning
 from zoo.checkpoints.archive import Archive
@@ -50,6 +53,12 @@ ALLOWED: tuple[tuple[type, str], ...] = (
 """Names beyond torch's own that a file may need."""
 MODEL = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<part>\d+)_model_states\.pt")
 OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<part>\d+)_optim_states\.pt")
+INTERNAL = {
+    *("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments"),
+    *("shared_params", "lr_scheduler", "data_sampler", "random_ltd", "sparse_tensor_module_names", "ds_config"),
+    *("skipped_steps", "global_steps", "global_samples", "dp_world_size", "mp_world_size", "ds_version"),
+}
+"""What DeepSpeed says in the model's file for itself."""
 MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 Runs = tuple[Run | Held, ...]
@@ -57,7 +66,19 @@ Runs = tuple[Run | Held, ...]
 
 def holds(path: Path) -> bool:
     """Whether a folder is such a directory, or the folder of a step in one."""
+    return whole(path) or bool(unnamed(path))
+
+
+def whole(path: Path) -> bool:
+    """Whether a save has come to its end in a folder: only then is it named."""
     return (path / "latest").is_file() or bool(found(path, MODEL) or found(path, OPTIMIZER))
+
+
+def unnamed(path: Path) -> list[str]:
+    """Saves in a directory that have not come to their end."""
+    latest = (path / "latest").read_text(errors="replace").strip() if (path / "latest").is_file() else ""
+    inner = sorted(each for each in path.iterdir() if each.is_dir() and each.name != latest)
+    return [each.name for each in inner if found(each, MODEL) or found(each, OPTIMIZER)]
 
 
 def found(path: Path, pattern: re.Pattern[str]) -> list[Path]:
@@ -71,7 +92,9 @@ def found(path: Path, pattern: re.Pattern[str]) -> list[Path]:
 def step(path: Path) -> Path:
     """The folder of the last step."""
     if not (path / "latest").is_file():
-        return path
+        if whole(path):
+            return path
+        raise ZooError(f"{path} holds a save that did not come to its end ({', '.join(unnamed(path))}), and no other.")
     tag = (path / "latest").read_text(encoding="utf-8", errors="replace").strip()
     if not tag or Path(tag).name != tag or not (path / tag).is_dir():
         raise ZooError(f"{path} is damaged: its file `latest` names the folder {tag[:80]!r}, which is not there.")
@@ -81,6 +104,8 @@ def step(path: Path) -> Path:
 def checked(path: Path) -> list[Path]:
     """All files of a checkpoint that hold more than bytes, once none is known to need a name that is not let in."""
     place = step(path)
+    if place != path and (left := unnamed(path)):
+        note(f"zoo: {path}: the save {', '.join(left)} did not come to its end; {place.name} is read")
     files = [*found(place, MODEL), *found(place, OPTIMIZER)]
     if not files:
         raise ZooError(f"{place} has none of the files of a DeepSpeed checkpoint (*_model_states.pt).")
@@ -103,6 +128,34 @@ def read(path: Path) -> Checkpoint:
     """The network of a ZeRO run; each weight is put together when it is asked for."""
     listing = listed(path)
     return Checkpoint(path, listing.about, Weights(listing.weights))
+
+
+@functools.cache
+def note(line: str) -> None:
+    """Say something once."""
+    rank_zero_only(print)(line, file=sys.stderr)
+
+
+def cut_by(path: Path) -> tuple[int, int]:
+    """The stage of a save, and the number of processes that wrote it."""
+    files = found(step(path), OPTIMIZER)
+    stage = archive.load(files[0], ALLOWED, map_location="meta")["optimizer_state_dict"]["zero_stage"]
+    return int(stage), len(files)
+
+
+def groups(path: Path) -> list[dict[str, Any]]:
+    """The optimizer's numbers for each group of weights: learning rate, decay, ..."""
+    told = archive.load(found(step(path), OPTIMIZER)[0], ALLOWED, map_location="meta")["optimizer_state_dict"]
+    inner = told.get("base_optimizer_state") or told.get("optimizer_state_dict")
+    return [{key: value for key, value in group.items() if key != "params"} for group in inner["param_groups"]]
+
+
+def content(path: Path) -> dict[str, Any]:
+    """A checkpoint as a .ckpt would hold it, its weights put together, without the state of an optimizer."""
+    listing = listed(path)
+    told = archive.load(found(step(path), MODEL)[0], ALLOWED, map_location="cpu")
+    weights = {f"{lightning.PREFIX}{name}": weight for name, weight in Weights(listing.weights).items()}
+    return {key: value for key, value in told.items() if key not in INTERNAL} | {"state_dict": weights}
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -194,8 +194,9 @@ class Stream(DataLoader):
             last = next((past for past in reversed(self.past) if past["batches"] <= done), last)
         ranks = [last]
         if self.world > 1 and torch.distributed.is_initialized():
-            ranks = [{} for _ in range(self.world)]
+            ranks = [{} for _ in range(torch.distributed.get_world_size())]
             torch.distributed.all_gather_object(ranks, last)
+            ranks = ranks[:: len(ranks) // self.world]  # processes that share sequences are at the same place
         return {**self._here(), "batches": last["batches"], "ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

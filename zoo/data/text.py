@@ -348,11 +348,15 @@ class Text(L.LightningDataModule):
 
 
 def placed(trainer: L.Trainer | None) -> tuple[int, int, Callable[[], int] | None]:
-    """Rank and number of the training processes, and the trainer's count of batches finished in this epoch."""
+    """Rank and number of those that read for training, and the trainer's count of batches finished in this epoch.
+
+    Processes that share each sequence read the same ones in the same order: they are one reader.
+    """
     if trainer is None:
         return 0, 1, None
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-    return trainer.global_rank, trainer.world_size, lambda: progress.current.processed
+    shared = getattr(trainer.lightning_module, "sequence_parallel", 1)
+    return trainer.global_rank // shared, trainer.world_size // shared, lambda: progress.current.processed
 
 
 class _Head:

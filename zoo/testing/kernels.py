@@ -16,9 +16,9 @@ from itertools import cycle, product
 import torch
 from torch import Tensor
 
-from zoo.bias import LADDER, Dense, Slopes, carries
+from zoo.bias import LADDER, Bias, Dense, Slopes, carries
 from zoo.errors import ZooError
-from zoo.kernel import Kernel
+from zoo.kernel import Kernel, Mask
 from zoo.testing.cases import MASKS, RUNGS, Case
 from zoo.testing.probe import Check, Skip, Subject, build, check, close, deterministic, title
 from zoo.testing.settings import keywords
@@ -47,10 +47,12 @@ def place(case: Case, device: str, dtype: torch.dtype, training: bool) -> Leaves
     return found
 
 
-def run(kernel: Kernel, case: Case, leaves: Leaves, *, reference: bool = False) -> tuple[Tensor, Gradients]:
+def run(
+    kernel: Kernel, case: Case, leaves: Leaves, *, reference: bool = False, call: Callable[..., Tensor] | None = None
+) -> tuple[Tensor, Gradients]:
     """Output and gradients of one call; a kernel may refuse as late as here."""
     q, k, v = (leaves[name] for name in "qkv")
-    call = kernel.reference if reference else kernel
+    call = call or (kernel.reference if reference else kernel)
     with torch.set_grad_enabled(q.requires_grad):
         out = call(q, k, v, bias=case.make_bias(leaves), mask=case.make_mask(q.device.type), scale=case.scale)
     if not q.requires_grad:
@@ -202,6 +204,41 @@ def layers(subject: Subject, device: str) -> None:
 
 
 @plain
+def shares(subject: Subject, device: str) -> None:
+    """Asked for some of the heads, it gives what these are of the whole, values and gradients."""
+
+    def compare(case: Case) -> None:
+        kernel, leaves = admit(subject, case, device)
+        if not kernel.divisible and any(True for _ in (*kernel.parameters(), *kernel.buffers())):
+            raise Skip(f"{title(subject)} does not say that it can be asked for some of its heads, and never is.")
+
+        def apart(q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None, mask: Mask, scale: float) -> Tensor:
+            found, half, groups = [], case.heads // 2, case.kv_heads // 2
+            for n in (0, 1):
+                own, keys = slice(n * half, (n + 1) * half), slice(n * groups, (n + 1) * groups)
+                kernel.share = own
+                some = bias.heads(own.start, own.stop) if bias is not None else None
+                found.append(kernel(q[:, own], k[:, keys], v[:, keys], bias=some, mask=mask, scale=scale))
+            kernel.share = slice(None)
+            return torch.cat(found, 1)
+
+        with torch.no_grad():
+            for parameter in kernel.parameters():  # what starts alike in all heads would tell nothing
+                parameter.add_(torch.linspace(-0.3, 0.3, parameter.numel()).view_as(parameter).to(parameter))
+        out, slopes = run(kernel, case, leaves)
+        parts, others = run(kernel, case, leaves, call=apart)
+        tolerance = 2e-5 if device == "cpu" else 5e-3
+        close(parts, out, tolerance, f"With {case}: half of the heads are not what they are of the whole.")
+        for name, slope in slopes.items():
+            if slope is not None:
+                found, room = others[name], tolerance * (1 + float(slope.abs().max()))
+                assert found is not None, f"With {case}: {name} gets no gradient from half of the heads."
+                close(found, slope, room, f"With {case}: the gradient of {name} is not that of the whole.")
+
+    each((Case(rung=rung, mask=mask) for rung, mask in product(RUNGS, ("causal", "sinks", "document"))), compare)
+
+
+@plain
 def refusal(subject: Subject, device: str) -> None:
     """A bias above its rung is refused with a ZooError, never left out."""
     above = [rung for rung in LADDER if not carries(build(subject, Case().geometry()).fuses, rung)]
@@ -269,6 +306,7 @@ CHECKS: tuple[Check, ...] = (
     double,
     half,
     layers,
+    shares,
     refusal,
     repeats,
     compiled,

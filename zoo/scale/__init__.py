@@ -1,0 +1,5 @@
+"""From one process to many: strategies that recipes name, and a sequence shared by several processes."""
+
+from zoo.scale.zero import ZeRO
+
+__all__ = ["ZeRO"]
