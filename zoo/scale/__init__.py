@@ -1,5 +1,6 @@
 """From one process to many: strategies that recipes name, and a sequence shared by several processes."""
 
+from zoo.scale.rendezvous import DDP
 from zoo.scale.zero import ZeRO
 
-__all__ = ["ZeRO"]
+__all__ = ["DDP", "ZeRO"]
