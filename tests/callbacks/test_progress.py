@@ -60,8 +60,8 @@ def test_a_terminal_gets_one_bar_for_all_epochs(terminal, tmp_path):
     run(tmp_path, progress.Progress(), Throughput(every=4))
     *_, bar, facts = terminal().strip().splitlines()
     assert re.match(r"training   ━+ 16/16 took 0:00:0\d", bar)
-    assert re.match(r" {11}loss [\d.]+ · val/perplexity \d+ · [\d.]+k? tokens/s · \d+ % MFU · [\d.]+ GiB", facts)
-    assert re.search(r"validation ━+ 2/2", terminal())
+    assert re.match(r" {11}loss [\d.]+ · [\d.]+k? tokens/s · \d+ % MFU · [\d.]+ GiB · val/perplexity \d+", facts)
+    assert re.search(r"validation ━+ +\d/2", terminal())
     assert "/1 " not in terminal(), "a rehearsal of the validation is none of a person's business"
     assert all(len(line) <= 100 for line in terminal().splitlines())
 

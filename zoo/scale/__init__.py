@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.scale.fsdp import FSDP
+    from zoo.scale.rendezvous import DDP
     from zoo.scale.zero import ZeRO
 
-__all__ = ["FSDP", "ZeRO"]
+__all__ = ["DDP", "FSDP", "ZeRO"]
+
+PLACES = {"DDP": "rendezvous", "FSDP": "fsdp", "ZeRO": "zero"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in PLACES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"zoo.scale.{name.lower()}"), name)
+    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)

@@ -29,10 +29,11 @@ from torch.optim import Optimizer
 from zoo.errors import ZooError
 from zoo.kernel import Kernel
 from zoo.position import PositionEncoding
+from zoo.scale.rendezvous import Rendezvous
 from zoo.trunk import Trunk
 
 
-class FSDP(ModelParallelStrategy):
+class FSDP(Rendezvous, ModelParallelStrategy):
     """Weights, gradients and Adam's moments, divided among processes (Zhao et al. 2023, arXiv:2304.11277; FSDP2).
 
     On a CPU each process stands for a GPU. Of a compiled model every block is compiled by itself. Raises ZooError for a
@@ -41,11 +42,13 @@ class FSDP(ModelParallelStrategy):
     Args:
         reshard_after_forward: Give a block's matrices away again after its forward pass, and gather them a second time
             for backward; otherwise they stay from the first to the last.
+        patience: Seconds that the processes wait for each other at the start.
         timeout: Seconds after which a process that does not answer is given up.
     """
 
-    def __init__(self, reshard_after_forward: bool = True, timeout: float = 1800) -> None:
+    def __init__(self, reshard_after_forward: bool = True, patience: float = 600, timeout: float = 1800) -> None:
         super().__init__(save_distributed_checkpoint=False, timeout=timedelta(seconds=timeout))
+        self.patience = patience
         self.reshard_after_forward = reshard_after_forward
         self.whole: list[nn.Parameter] = []
         """What every process has all of."""

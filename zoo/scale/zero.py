@@ -23,9 +23,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -40,6 +41,7 @@ from zoo.checkpoints import zero
 from zoo.errors import ZooError
 from zoo.kernel import Kernel
 from zoo.position import PositionEncoding
+from zoo.scale.rendezvous import meet
 
 KEPT_BY_DEEPSPEED = ("state_dict", "optimizer_states")
 """Parts of Lightning's checkpoint that DeepSpeed writes itself, in pieces."""
@@ -73,6 +75,7 @@ class ZeRO(DeepSpeedStrategy):
         stage: What is divided: 1, Adam's moments and the float32 weights; 2, gradients too; 3, the weights themselves.
         offload: What is kept in the host's memory: nothing, the optimizer's part, or the weights too (stage 3).
         bucket: Numbers that are sent at once.
+        patience: Seconds that the processes wait for each other at the start.
         timeout: Seconds after which a process that does not answer is given up.
         config: Further settings of DeepSpeed, by the names of its JSON file; they win.
     """
@@ -82,6 +85,7 @@ class ZeRO(DeepSpeedStrategy):
         stage: Literal[1, 2, 3] = 2,
         offload: Literal["none", "optimizer", "weights"] = "none",
         bucket: int = 50_000_000,
+        patience: float = 600,
         timeout: float = 1800,
         config: dict[str, Any] | None = None,
     ) -> None:
@@ -107,7 +111,7 @@ class ZeRO(DeepSpeedStrategy):
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero_optimization,
         }
-        self.stage, self.offload = stage, offload
+        self.stage, self.offload, self.patience = stage, offload, patience
         super().__init__(config=merged(given, config or {}), timeout=timedelta(seconds=timeout))
 
     # Set-up.
@@ -136,16 +140,19 @@ class ZeRO(DeepSpeedStrategy):
         return torch.device("cpu", self.local_rank) if self.cpu else super().root_device
 
     def setup_environment(self) -> None:
-        if not self.cpu:
-            super().setup_environment()
-            return
-        import deepspeed
-        from deepspeed.accelerator import set_accelerator
-        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+        self.set_world_ranks()
+        held = meet(cast(ClusterEnvironment, self.cluster_environment), self.patience)
+        if self.cpu:
+            import deepspeed
+            from deepspeed.accelerator import set_accelerator
+            from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-        set_accelerator(CPU_Accelerator())
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would compile for minutes; gloo will do
-        super(DeepSpeedStrategy, self).setup_environment()
+            set_accelerator(CPU_Accelerator())
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would compile for minutes; gloo will do
+            super(DeepSpeedStrategy, self).setup_environment()
+        else:
+            super().setup_environment()
+        del held
 
     def setup_distributed(self) -> None:
         if not self.cpu:
@@ -364,11 +371,21 @@ def fresh(place: Path, step: int) -> str:
     return next(name for name in names if not (place / name).exists())
 
 
+CONVERT = """
+import torch
+from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
+cat = torch.cat
+torch.cat = lambda parts, **named: cat([part.reshape(-1) if part.ndim == 0 else part for part in parts], **named)
+main(parse_arguments())
+"""
+"""DeepSpeed's converter, which knows no weight that is a single number."""
+
+
 def universal(place: Path, whole: Path) -> str:
     """Convert a save to DeepSpeed's universal format; what went wrong, if anything did."""
     words = ["--input_folder", str(place), "--output_folder", str(whole), "--inject_missing_state"]
     words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]
+    command = [sys.executable, "-c", CONVERT, *words]
     done = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
     if done.returncode == 0:
         (whole.parent / "latest").write_text(whole.name)
