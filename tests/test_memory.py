@@ -1,5 +1,9 @@
 """Long sequences in bounded memory: the switches change what is held, and no number."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -185,3 +189,25 @@ def test_a_run_may_continue_with_other_switches():
     }
     assert not list(differences(there, here))
     assert list(differences(there, {"class_path": "LanguageModel", "init_args": {"dim": 33}}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "flags", "rows"),
+    [
+        ("memory", ["--lengths", "128", "256"], ["128", "256"]),
+        (
+            "gpu",
+            ["--device", "cpu", "--tiny", "--rounds", "1", "--lengths", "64", "--encodings", "RoPE"],
+            ["plain", "RoPE compiled"],
+        ),
+    ],
+)
+def test_benchmarks_run(script, flags, rows):
+    """Their figures mean nothing here."""
+    path = Path(__file__).parent / "benchmarks" / f"{script}.py"
+    done = subprocess.run([sys.executable, str(path), *flags], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Error" not in done.stdout
+    table = [line.split("  ")[0] if script == "gpu" else line.split()[0] for line in done.stdout.splitlines() if line]
+    assert set(rows) <= set(table)
