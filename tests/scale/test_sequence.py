@@ -211,7 +211,7 @@ trainer:
   log_every_n_steps: 1
   enable_progress_bar: false
   enable_model_summary: false
-  logger: {class_path: CSVLogger, init_args: {save_dir: OUT, name: null, version: ''}}
+  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: OUT, name: null, version: ''}}
   callbacks:
   - {class_path: ModelCheckpoint, init_args: {dirpath: OUT/kept, every_n_train_steps: 4, save_top_k: -1}}
 """
