@@ -99,7 +99,8 @@ class Auto(Kernel):
             kernel = self.choose(request)
             if not torch.compiler.is_compiling():  # which chooses once, and may not write into what it did not make
                 self.kernels[key] = kernel
-        kernel.share = self.share
+        if kernel.share != self.share:
+            kernel.share = self.share
         return kernel(q, k, v, bias=bias, mask=mask, scale=scale)
 
 

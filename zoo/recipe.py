@@ -8,8 +8,12 @@ from typing import Any
 
 from zoo import checkpoints, plugins
 
-FREE = {
-    *("optimizer", "schedule", "weights", "compile", "chunk", "smoothing", "checkpointing", "feed_forward_chunk"),
+FREE = {"optimizer", "schedule", "weights", "smoothing"} | {
+    # Of the machine.
+    "compile",
+    "chunk",
+    "checkpointing",
+    "feed_forward_chunk",
     "sequence_parallel",
 }
 """Arguments of a task that a checkpoint's weights do not depend on."""
