@@ -336,7 +336,7 @@ def departures(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 def logged(logger: Any, place: Path) -> Any:
     """The logger of a stage: under its folder, and the same one when the stage goes on."""
     if logger in (True, None):
-        names = ("lightning.pytorch.loggers.TensorBoardLogger", "zoo.loggers.CSVLogger")
+        names = ("lightning.pytorch.loggers.TensorBoardLogger", "zoo.loggers.AppendingCSVLogger")
         logger = [{"class_path": name, "init_args": {}} for name in names]
     if isinstance(logger, list):
         return [logged(each, place) for each in logger]
