@@ -148,7 +148,7 @@ def test_ten_kills_of_one_process_change_nothing(tmp_path, stage):
             draw.choice(processes).kill()
             killed += 1
             for process in processes:
-                process.join(20)
+                process.join(4)
                 process.kill()
                 process.join()
         else:

@@ -180,6 +180,11 @@ class ZeRO(DeepSpeedStrategy):
                 "torch.compile and ZeRO's stage 3 exclude each other: weights come and go in hooks that a compiled "
                 "model does not call.   Try:  --model.compile false, or stage 2"
             )
+        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+            raise ZooError(
+                "DeepSpeed clips a gradient by its norm, and --trainer.gradient_clip_algorithm is value.   "
+                "Try:  --trainer.gradient_clip_algorithm norm"
+            )
         super().setup(trainer)
 
     def _setup_model_and_optimizer(
