@@ -192,6 +192,7 @@ def test_what_a_kernel_carries_it_does_not_refuse():
 
 def test_auto_says_why_no_kernel_serves(monkeypatch):
     monkeypatch.setattr(Auto, "order", staticmethod(lambda request: ("SDPA", "Nowhere")))
+    monkeypatch.setattr("zoo.auto.NAMES", ("SDPA", "Nowhere"))
     with pytest.raises(ZooError) as error:
         agree(Map(GEOMETRY), Auto(GEOMETRY), device="cpu", dtype=torch.float32, training=True, size=4096)
     sentence = str(error.value)

@@ -20,6 +20,9 @@ DENSE = 2**20
 """Logits of one example up to which, on a CPU, a fixed bias and a mask are faster as tensors (measured: the two meet
 between 2^19 and 2^21). A bias that learns leaves torch's fused kernels, and gets a quarter of it."""
 
+NAMES = ("SDPA", "Flex", "Tiled", "Eager")
+"""Among whom it chooses."""
+
 
 class Auto(Kernel):
     """The fastest installed kernel of the softmax form that serves the request, chosen when the request is known.
@@ -34,6 +37,13 @@ class Auto(Kernel):
         super().__init__(geometry)
         self.kernels: dict[tuple[object, ...], Kernel] = {}
         """What was chosen, by all that a choice depends on."""
+        self.built: dict[str, Kernel | ZooError] = {}
+        """What there is to choose from, or why it cannot be built; made before torch.compile looks, which could not."""
+        for name in NAMES:
+            try:
+                self.built[name] = plugins.load("zoo.kernels", name)(geometry)
+            except ZooError as error:
+                self.built[name] = error
 
     @staticmethod
     def order(request: Request) -> tuple[str, ...]:
@@ -50,16 +60,16 @@ class Auto(Kernel):
         """The kernel for a request; a sentence where none serves it."""
         passed: list[str] = []
         for name in self.order(request):
-            try:
-                kernel = plugins.load("zoo.kernels", name)(self.geometry)
-            except ZooError as error:
-                passed.append(f"{name}: {error}")
+            kernel = self.built[name]
+            if isinstance(kernel, ZooError):
+                passed.append(f"{name}: {kernel}")
                 continue
             reasons = kernel.refuses(request)
             if not carries(kernel.fuses, request.rung):
                 reasons = [f"does not carry a {request.rung.__name__} bias" if request.rung else "", *reasons]
             if not reasons:
-                say(f"kernel: Auto chose {name} on {request.device}" + "".join(f"; not {line}" for line in passed))
+                if not torch.compiler.is_compiling():  # it has been said when a run was set up
+                    say(f"kernel: Auto chose {name} on {request.device}" + "".join(f"; not {line}" for line in passed))
                 return kernel
             passed.append(f"{name} ({reasons[0].rstrip('.')})")
         raise ZooError("No installed kernel serves this model. " + " ".join(f"Not {line}." for line in passed))
@@ -73,7 +83,8 @@ class Auto(Kernel):
         # A tuple is cheaper than a request, and this happens for every token.
         few = small(size, learned)
         key = type(bias), mask.kinds, q.shape[-1], v.shape[-1], q.device, q.dtype, training, learned, few
-        if key not in self.kernels:
+        kernel = self.kernels.get(key)
+        if kernel is None:
             request = Request(
                 rung=rung(bias),
                 mask=mask.kinds,
@@ -85,10 +96,12 @@ class Auto(Kernel):
                 learned=learned,
                 size=size,
             )
-            self.kernels[key] = self.choose(request)
-        chosen = self.kernels[key]
-        chosen.share = self.share
-        return chosen(q, k, v, bias=bias, mask=mask, scale=scale)
+            kernel = self.choose(request)
+            if not torch.compiler.is_compiling():  # which chooses once, and may not write into what it did not make
+                self.kernels[key] = kernel
+        if kernel.share != self.share:
+            kernel.share = self.share
+        return kernel(q, k, v, bias=bias, mask=mask, scale=scale)
 
 
 def small(size: int, learned: bool) -> bool:

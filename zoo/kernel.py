@@ -9,7 +9,6 @@ Tensors are [batch, heads, tokens, width]. Masks speak of buffer indices, biases
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ class Mask:
     null: int = 0
     memo: dict[object, Any] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @property
     def kinds(self) -> frozenset[str]:
         """The conditions that are in force, by name."""
         said = {"causal": self.causal, "window": self.window, "document": self.documents, "padding": self.padding}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from zoo.cache import Cache
 from zoo.kernel import Kernel, Mask
@@ -107,15 +108,49 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202), gate and value from one product, or GELU, exact or by tanh."""
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202), gate and value from one product, or GELU, exact or by tanh.
 
-    def __init__(self, dim: int, hidden: int, kind: Literal["SwiGLU", "GELU", "GELU-tanh"], bias: bool) -> None:
+    It looks at one token at a time, so a long sequence may pass in pieces: what is between the two products is several
+    times as wide as the stream, and then exists for one piece only, in backward too, where the pieces are recomputed
+    (Liu and Abbeel 2023, arXiv:2305.19370).
+
+    Args:
+        dim: Width of the stream.
+        hidden: Width between the two products.
+        kind: What is between them.
+        bias: Biases on both.
+        chunk: Tokens that pass at once (default: all).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        kind: Literal["SwiGLU", "GELU", "GELU-tanh"],
+        bias: bool,
+        chunk: int | None = None,
+    ) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.chunk = kind, chunk
         self.up = Linear(dim, hidden * (2 if kind == "SwiGLU" else 1), bias=bias)
         self.down = Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to [..., dim]."""
+        rows = x.flatten(0, -2)
+        if self.chunk is None or len(rows) <= self.chunk:
+            return self.pass_on(x)
+        if torch.is_grad_enabled():  # nothing here is random: no state of a generator need be kept
+            parts = [
+                checkpoint(self.pass_on, part, use_reentrant=False, preserve_rng_state=False)
+                for part in rows.split(self.chunk)
+            ]
+        else:
+            parts = [self.pass_on(part) for part in rows.split(self.chunk)]
+        return torch.cat(parts).view_as(x)
+
+    def pass_on(self, x: Tensor) -> Tensor:
+        """All of x at once."""
         x = self.up(x)
         if self.kind == "SwiGLU":
             gate, value = x.chunk(2, -1)

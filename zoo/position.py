@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -112,12 +111,13 @@ class Rotation:
         """Channels that come out where `head_dim` go in."""
         return head_dim
 
-    @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        # One table per channel, the sine signed, so that a rotation is three operations.
+    def __post_init__(self) -> None:
+        # One table per channel, the sine signed, so that a rotation is three operations. They are made here, for all
+        # layers: made at first use they would be made within a block, where torch.compile must give up.
         if self.interleaved:
-            return self.cos.repeat_interleave(2, -1), torch.stack((-self.sin, self.sin), -1).flatten(-2)
-        return torch.cat((self.cos, self.cos), -1), torch.cat((-self.sin, self.sin), -1)
+            self._tables = self.cos.repeat_interleave(2, -1), torch.stack((-self.sin, self.sin), -1).flatten(-2)
+        else:
+            self._tables = torch.cat((self.cos, self.cos), -1), torch.cat((-self.sin, self.sin), -1)
 
     def apply(self, x: Tensor) -> Tensor:
         """`x` [batch, heads, tokens, width] rotated; channels beyond the pairs pass."""

@@ -8,7 +8,14 @@ from typing import Any
 
 from zoo import checkpoints, plugins
 
-FREE = {"optimizer", "schedule", "weights", "compile", "chunk", "smoothing", "checkpointing", "sequence_parallel"}
+FREE = {"optimizer", "schedule", "weights", "smoothing"} | {
+    # Of the machine.
+    "compile",
+    "chunk",
+    "checkpointing",
+    "feed_forward_chunk",
+    "sequence_parallel",
+}
 """Arguments of a task that a checkpoint's weights do not depend on."""
 TOLD = {"vocabulary", "classes", "channels", "size"}
 """Arguments of a network that the data tell where a recipe leaves them open."""

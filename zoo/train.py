@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from zoo import checkpoints, plugins, resume
 from zoo.callbacks import NonFinite, Predictions, Preemption, Progress, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
+from zoo.checkpoints import zero
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
@@ -36,6 +37,7 @@ from zoo.loggers import both
 from zoo.messages import Parser, buried
 from zoo.pipeline import Extend, Pipeline
 from zoo.recipe import differences, named, plain, section
+from zoo.scale import ZeRO
 from zoo.task import Task
 from zoo.tasks import ImageClassifier, LanguageModel
 
@@ -49,7 +51,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         ckpt.save(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return ckpt.load(path)
+        return zero.content(Path(path)) if Path(path).is_dir() and zero.holds(Path(path)) else ckpt.load(path)
 
 
 class CLI(LightningCLI):
@@ -215,6 +217,13 @@ class CLI(LightningCLI):
             other = Images if kind is Text else Text
             if isinstance(self.model, task) and isinstance(self.datamodule, other):
                 raise ZooError(f"{task.__name__} does not learn from {other.__name__}.   Try:  --data {kind.__name__}")
+        place = Path(sections.get("ckpt_path") or "")
+        if self.subcommand == "fit" and self.stored and place.is_dir() and not isinstance(self.trainer.strategy, ZeRO):
+            stage, _ = zero.cut_by(place)
+            raise ZooError(
+                f"{place} was left by ZeRO, whose processes held a part of the optimizer each, and this run is without "
+                f"it.   Try:  --config recipes/scale/zero{stage}.yaml, or --model.weights {place}"
+            )
         self.model.asked = {"model": plain(sections.model), "data": plain(sections.data)}
         self.model.asked["model"]["init_args"]["weights"] = None  # of which the description tells under `parent`
         self.model.asked["model"]["init_args"].pop("sequence_parallel", None)  # of the machine, not of the model

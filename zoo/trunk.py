@@ -7,12 +7,13 @@ has encoding and kernel agree before the first weight is trained. It knows nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -56,7 +57,9 @@ class Trunk(nn.Module):
         feed_forward_bias: Biases in the feed-forward layer.
         parallel: Attention and feed-forward read the same stream.
         dropout: Probability of dropping a channel of a sublayer's result.
-        checkpointing: Recompute each block in backward instead of keeping its activations.
+        checkpointing: Recompute each block in backward instead of keeping its activations, of which its input is left
+            ("offload": in the memory of the host).
+        feed_forward_chunk: Tokens that pass a feed-forward layer at once, recomputed in backward (default: all).
         std: Standard deviation of the initial weights; those that write to the stream are divided by sqrt(2 layers).
     """
 
@@ -85,7 +88,8 @@ class Trunk(nn.Module):
         feed_forward_bias: bool = False,
         parallel: bool = False,
         dropout: float = 0.0,
-        checkpointing: bool = False,
+        checkpointing: bool | Literal["offload"] = False,
+        feed_forward_chunk: int | None = None,
         std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -98,6 +102,11 @@ class Trunk(nn.Module):
             raise ZooError(
                 f"nope_every {nope_every} makes no layer of {layers} one without positions, or all: it counts "
                 "from 2 to the number of layers.   Try:  --model.nope_every 4, or leave it out"
+            )
+        if feed_forward_chunk is not None and feed_forward_chunk < 1:
+            raise ZooError(
+                f"feed_forward_chunk is a number of tokens, at least 1, and got {feed_forward_chunk}.   "
+                "Try:  --model.feed_forward_chunk 2048, or leave it out"
             )
         self.geometry, self.checkpointing, self.nope_every = geometry, checkpointing, nope_every
         with exact():
@@ -120,7 +129,7 @@ class Trunk(nn.Module):
                     qkv_bias=qkv_bias,
                     out_bias=out_bias,
                 ),
-                FeedForward(dim, hidden, feed_forward, feed_forward_bias),
+                FeedForward(dim, hidden, feed_forward, feed_forward_bias, feed_forward_chunk),
                 (normalize(norm, dim, eps), normalize(norm, dim, eps)),
                 after=norm_at == "after",
                 parallel=parallel,
@@ -161,6 +170,15 @@ class Trunk(nn.Module):
                     nn.init.normal_(module.weight, std=std / (2 * len(self.blocks)) ** 0.5 if writes else std)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As every module's, but for what it would leave uncompiled without a word."""
+        if self.checkpointing == "offload":
+            raise ZooError(
+                "torch.compile gives up where the inputs of blocks leave for the host's memory: --model.compile and "
+                "--model.checkpointing offload exclude each other.   Try:  --model.checkpointing true"
+            )
+        super().compile(*args, **kwargs)
 
     def check(self, *, device: str, dtype: torch.dtype, training: bool, mask: frozenset[str], extent: int) -> None:
         """Ask the kernel again, now that device and dtype are known; raises ZooError before the first batch."""
@@ -218,7 +236,8 @@ class Trunk(nn.Module):
                         x = self.dropout(x)
             seen = whole if self.bare(layer) else mask
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, encoding, seen, cache, parallel, use_reentrant=False)
+                with offloaded(x) if self.checkpointing == "offload" else nullcontext():
+                    x = checkpoint(block, x, encoding, seen, cache, parallel, use_reentrant=False)
             else:
                 x = block(x, encoding, seen, cache, parallel)
         if cache is not None:
@@ -281,6 +300,11 @@ class Trunk(nn.Module):
         for part in parts:
             x[:, part] = self.norm(x[:, part])
         return x
+
+
+def offloaded(x: Tensor) -> AbstractContextManager[None]:
+    """Keep what is saved for backward in the memory of the host, and fetch it from there; on a CPU it stays."""
+    return save_on_cpu(pin_memory=x.is_cuda)
 
 
 @contextmanager

@@ -22,17 +22,17 @@ from zoo.tasks import LanguageModel
 class Poisoned(LanguageModel):
     """Loses its number at some batches: in the loss, or only in the gradient."""
 
-    def __init__(self, bad, where="loss"):
+    def __init__(self, spoilt, where="loss"):
         # Momentum and decay, so that a step on a gradient of zero would show.
         def optimizer(parameters):
             return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.5)
 
         super().__init__(vocabulary=50, length=16, dim=32, layers=2, heads=2, optimizer=optimizer)
-        self.bad, self.where = bad, where
+        self.spoilt, self.where = spoilt, where
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
-        if batch_idx in self.bad:
+        if batch_idx in self.spoilt:
             weight = self.network.head.weight
             # The square root has no finite slope at 0, and is 0 there.
             loss = loss * float("nan") if self.where == "loss" else loss + (weight - weight.detach()).abs().sum().sqrt()
@@ -179,7 +179,7 @@ from test_nonfinite import NonFinite, Poisoned, States, data, same
 
 class Second(Poisoned):
     def training_step(self, batch, batch_idx):
-        self.bad = {3} if self.trainer.global_rank == 1 else set()
+        self.spoilt = {3} if self.trainer.global_rank == 1 else set()
         return super().training_step(batch, batch_idx)
 
 torch.manual_seed(0)

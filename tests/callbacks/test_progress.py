@@ -60,8 +60,8 @@ def test_a_terminal_gets_one_bar_for_all_epochs(terminal, tmp_path):
     run(tmp_path, progress.Progress(), Throughput(every=4))
     *_, bar, facts = terminal().strip().splitlines()
     assert re.match(r"training   ━+ 16/16 took 0:00:0\d", bar)
-    assert re.match(r" {11}loss [\d.]+ · val/perplexity \d+ · [\d.]+k? tokens/s · \d+ % MFU · [\d.]+ GiB", facts)
-    assert re.search(r"validation ━+ 2/2", terminal())
+    assert re.match(r" {11}loss [\d.]+ · [\d.]+k? tokens/s · \d+ % MFU · [\d.]+ GiB · val/perplexity \d+", facts)
+    assert re.search(r"validation ━+ +\d/2", terminal())
     assert "/1 " not in terminal(), "a rehearsal of the validation is none of a person's business"
     assert all(len(line) <= 100 for line in terminal().splitlines())
 
@@ -186,7 +186,7 @@ def test_both_logs_are_in_one_folder(tmp_path):
 
 def test_a_table_is_continued_where_it_was_torn(tmp_path):
     def write(first, name):
-        logger = loggers.CSVLogger(str(tmp_path), name="", version="")
+        logger = loggers.AppendingCSVLogger(str(tmp_path), name="", version="")
         for step in range(first, first + 3):
             logger.log_metrics({name: float(step)}, step)
         logger.save()

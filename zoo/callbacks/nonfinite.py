@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from zoo.callbacks.processes import follows
@@ -63,7 +64,7 @@ class NonFinite(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         finite = [loss.isfinite().all() for loss, _ in seen]
         if scaler is None:  # which looks at the gradient itself, and expects infinite ones
-            gradients = [p.grad for p in task.parameters() if p.grad is not None]
+            gradients = [local(p.grad) for p in task.parameters() if p.grad is not None]
             finite += [torch.nn.utils.get_total_norm(gradients).isfinite()] if gradients else []
         bad = trainer.strategy.reduce((~torch.stack(finite).all()).float(), reduce_op="sum")
         task.skipping = bool(bad > 0)
@@ -115,6 +116,11 @@ class NonFinite(Callback):
             "Try:  a smaller learning rate, --trainer.gradient_clip_val 1, or, to skip more of them, "
             f"--trainer.callbacks+=NonFinite --trainer.callbacks.consecutive {2 * self.consecutive}"
         )
+
+
+def local(gradient: Tensor) -> Tensor:
+    """The part of a gradient that this process has; the flag is one over all of them."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def finite(number: float) -> bool:

@@ -174,7 +174,7 @@ class Loader(DataLoader):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a stored place; a place in other data, another order or other batches is refused."""
         here = {"seed": self.seed, "size": self.order.size, "batch": self.global_batch}
-        check(state_dict, here)
+        check(state_dict, here, self.order.world)
         self.restored = (state_dict["epoch"], state_dict["batches"])
         self.order.shift = state_dict["shift"]
         self.order.said = state_dict["epoch"] - state_dict["shift"]
@@ -183,8 +183,18 @@ class Loader(DataLoader):
 NAMES = {"seed": "seed", "size": "items to train on", "batch": "batch size over all processes", "streams": "streams"}
 
 
-def check(stored: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse a place that was stored by another kind of loader or under other settings."""
+FLAGS = {"batch": "--data.batch", "streams": "--data.workers"}
+"""What is shared out among the processes, and the setting of each one's share."""
+
+
+def check(stored: dict[str, Any], here: dict[str, Any], world: int = 1) -> None:
+    """Refuse a place that was stored by another kind of loader or under other settings.
+
+    Args:
+        stored: The place.
+        here: What has to be as it was.
+        world: How many processes share an epoch now, for advice.
+    """
     if missing := sorted({"epoch", "batches", "shift", *here} - set(stored)):
         raise ZooError(
             f"The checkpoint does not say where in the data it stopped ({', '.join(missing)} missing).\n"
@@ -193,8 +203,15 @@ def check(stored: dict[str, Any], here: dict[str, Any]) -> None:
     differing = [key for key, value in here.items() if stored[key] != value]
     if differing:
         told = "; ".join(f"{NAMES.get(key, key)}: {stored[key]} then, {here[key]} now" for key in differing)
+        fitting = [key for key in differing if key in FLAGS and stored[key] % world == 0]
+        if fitting == differing:
+            flags = " ".join(f"{FLAGS[key]} {stored[key] // world}" for key in fitting)
+            way = f"With {world} process{'es' * (world > 1)}, this continues it:   Try:  {flags}"
+        else:
+            way = (
+                "Continue with the same data, batch, seed and number of processes, or start from the weights:"
+                "   Try:  --model.weights CKPT"
+            )
         raise ZooError(
-            f"The run cannot continue in mid-epoch: its data are not those of the checkpoint ({told}).\n"
-            "  Continue with the same data, batch, seed and number of processes, or start from the weights:"
-            "   Try:  --model.weights CKPT"
+            f"The run cannot continue in mid-epoch: its data are not those of the checkpoint ({told}).\n  {way}"
         )

@@ -9,6 +9,7 @@ left out wherever they turn up.
 from __future__ import annotations
 
 import copy
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from zoo.data.loader import check
 from zoo.data.positions import Placement
 from zoo.data.split import part_of
 from zoo.data.tokenizer import Tokenizer
+from zoo.errors import ZooError
 
 Place = dict[str, Any]
 
@@ -141,6 +143,7 @@ class Stream(DataLoader):
         world: int = 1,
         finished: Callable[[], int] | None = None,
     ) -> None:
+        self.shards = rows.num_shards
         rows = split_dataset_by_node(rows, rank=rank, world_size=world)
         self.packer = pack(rows)
         self.rank, self.world, self.finished = rank, world, finished
@@ -200,10 +203,41 @@ class Stream(DataLoader):
         return {**self._here(), "batches": last["batches"], "ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a stored place; a place in a stream that was shared otherwise is refused."""
-        check({"epoch": 0, "shift": 0, **state_dict}, self._here())
-        self.past.append(state_dict["ranks"][self.rank])
+        """Take up a stored place; a place in a stream that was shared otherwise is refused.
+
+        Other processes may go on with the same streams: shards are dealt to processes and then to their workers, so
+        stream `rank + world x worker` has the same shards however many processes there are, if these divide the shards.
+        Every document is then read once as before; only which blocks share a batch is not what it would have been.
+        """
+        check({"epoch": 0, "shift": 0, **state_dict}, self._here(), self.world)
+        ranks, workers = state_dict["ranks"], max(1, self.workers)
+        if len(ranks) == self.world:
+            self.past.append(ranks[self.rank])
+        else:
+            self.past.append({"batches": state_dict["batches"], "next": 0, "places": self._dealt(ranks, workers)})
         self.restored = True
+
+    def _dealt(self, ranks: list[dict[str, Any]], workers: int) -> dict[int, Place]:
+        """The places of this process's streams, which others have read so far."""
+        then = len(ranks)
+        if self.shards % then or self.shards % self.world or self.packer.placement is not None:
+            why = (
+                "skips by the number of its process"
+                if self.packer.placement is not None
+                else f"of {self.shards} shards is not divided by these numbers"
+            )
+            raise ZooError(
+                f"{then} process{'es' * (then > 1)} read this stream, and now there are {self.world}; a stream that "
+                f"{why} cannot change hands in mid-epoch.   Try:  --trainer.devices {then}, or --model.weights CKPT"
+            )
+        if self.rank == 0:
+            print(
+                f"zoo: {self.world} process{'es' * (self.world > 1)} go on where {then} stopped in the stream. No "
+                "document is lost or read twice; which of them share a batch is new.",
+                file=sys.stderr,
+            )
+        streams = [self.rank + self.world * worker for worker in range(workers)]
+        return {worker: ranks[n % then]["places"].get(n // then, {}) for worker, n in enumerate(streams)}
 
 
 def _as_is(item: Any) -> Any:

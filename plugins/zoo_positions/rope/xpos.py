@@ -9,8 +9,7 @@ queries come in, cannot hold is refused; shifted centres or clamped exponents wo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -39,11 +38,13 @@ class Decay(Rotation):
     growth: Tensor
     spans: float
 
-    @cached_property
-    def sides(self) -> tuple[Rotation, Rotation]:
-        """What queries and what keys are multiplied by."""
-        first, second = (replace(self, cos=self.cos * g, sin=self.sin * g) for g in (self.growth, 1 / self.growth))
-        return first, second
+    def __post_init__(self) -> None:
+        self.queries, self.keys = self.side(self.growth), self.side(1 / self.growth)
+
+    def side(self, growth: Tensor) -> Rotation:
+        """What queries, or keys, are multiplied by."""
+        cos, sin = self.cos * growth, self.sin * growth
+        return Rotation(cos, sin, self.frequencies, self.factor, self.interleaved, self.prefix, self.isometric)
 
     def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         if q.dtype == torch.float16 and self.spans > HALF:
@@ -51,8 +52,7 @@ class Decay(Rotation):
                 f"xPos multiplies queries and keys by up to 3.5^{self.spans / 2:.3g} in a request of {self.spans:.3g} "
                 f"spans, and float16 has room for {HALF} spans. Try:  --trainer.precision bf16-mixed"
             )
-        queries, keys = self.sides
-        return queries.apply(q), keys.apply(k)
+        return self.queries.apply(q), self.keys.apply(k)
 
 
 class xPos(RoPE):  # noqa: N801 - the paper's capitals
