@@ -2,11 +2,11 @@
 
     python tests/benchmarks/sequence.py [--lengths 1024 2048 4096 8192] [--positions RoPE FIRE] [--processes 2]
 
-A decoder of 4 layers, 256 wide, 8 heads, one sequence a step, float32, the kernel that Auto picks, on CPU processes over
-gloo. A figure is the most that a process has resident in two steps, less what it had before them, when model, gradients
-and Adam's moments were there already: the activations, and whatever is held for sending. Each is measured in fresh
-processes; of several, the one that needs most counts. On a CPU this is memory alone: the processes share its cores, so
-nothing is said of speed.
+A decoder of 4 layers, 256 wide, 8 heads, one sequence a step, float32, the kernel that Auto picks, on CPU processes
+over gloo. A figure is the most that a process has resident in two steps, less what it had before them, when model,
+gradients and Adam's moments were there already: the activations, and whatever is held for sending. Each is measured in
+fresh processes; of several, the one that needs most counts. On a CPU this is memory alone: the processes share its
+cores, so nothing is said of speed.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def main() -> None:
         for length in options.lengths:
             one = measured(1, position, length)
             shared, whole = measured(many, position, many * length), measured(1, position, many * length)
-            print(f"| {position} | {length} | {one:.0f} | {shared:.0f} | {shared / one:.2f} | {whole:.0f} |", flush=True)
+            ratio = shared / one
+            print(f"| {position} | {length} | {one:.0f} | {shared:.0f} | {ratio:.2f} | {whole:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
