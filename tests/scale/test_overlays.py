@@ -22,7 +22,7 @@ RECIPE = """
 model:
   class_path: LanguageModel
   init_args:
-    {length: 32, dim: 32, layers: 2, heads: 2, position: FIRE, schedule: WarmupCosine, chunk: 100, checkpointing: true}
+    {length: 32, dim: 32, layers: 2, heads: 2, position: T5, schedule: WarmupCosine, chunk: 100, checkpointing: true}
 data:
   class_path: Text
   init_args: {files: TEXTS, tokenizer: bytes, batch: 4, workers: 0, valid: 0.2, test: 0, cache: CACHE}
@@ -222,8 +222,19 @@ def test_every_command_reads_what_fsdp_leaves(runs):
     folder = checkpoints.read(two / "model")
     for name, value in whole.weights.items():
         assert torch.equal(value, folder.weights[name]), name
-    runs.command("extend", last, "--to", "64", "--output", str(two / "far.ckpt"))
-    runs.command("evaluate", last, "--lengths", "32", "--output", str(two / "report"))
+    runs.command("extend", last, "--to", "64", "--method", "BucketScaling", "--out", str(two / "far.ckpt"))
+    runs.command(
+        "evaluate",
+        last,
+        "--lengths",
+        "32",
+        "--measures",
+        "perplexity",
+        "--files",
+        str(runs.folder / "texts"),
+        "--out",
+        str(two / "report"),
+    )
     runs.command("validate", "--ckpt_path", last, "--config", str(OVERLAYS / "fsdp.yaml"), *TWO)
     runs.command("generate", last, "--prompt", "12", "--tokens", "4")
 
