@@ -8,8 +8,8 @@ A step is forward, loss over all tokens and backward, as `zoo fit` does them; no
 loss is read out whole, or 1024 tokens at a time; the feed-forward layer takes all tokens, or 1024 at a time.
 
 Each cell is a fresh process: peak resident memory (Linux tells it) less what it held with model and gradients after a
-step of 64 tokens (on CUDA, allocated memory), and the time of the step beside that of "nothing". A cell that would not fit (twice what
-the cell above it had) is left out, and says so. Times mean something on an idle machine only.
+step of 64 tokens (on CUDA, allocated memory), and the time of the step beside that of "nothing". A cell that would not
+fit (twice what the cell above it had) is left out, and says so. Times mean something on an idle machine only.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ def dropping(optimizer: Any) -> Iterator[None]:
     def cleared(update_scale: bool = True) -> bool:
         optimizer.overflow = True
         optimizer._overflow_clean_up(optimizer.loss_scale)
+        if kept := optimizer.persistent_parameters:  # which have just been let go, and are gathered after a real step
+            kept[0].all_gather(kept)
         return True
 
     looks = getattr(optimizer, "check_grad_overflow", None)
