@@ -217,6 +217,10 @@ def test_task_and_data_that_do_not_fit(place):
     ("flags", "says"),
     [
         (["--model.optimizer.lr=1e30", "--trainer.max_steps=20"], "loss or gradient is no number: 3 in a row"),
+        (
+            ["--model.optimizer.lr=1e30", "--trainer.callbacks+=NonFinite", "--trainer.callbacks.consecutive=1"],
+            "no number: 1 in a row",
+        ),
         (["--model.optimizer.lr=-1", "--trainer.max_steps=1"], "optimizer does not take its settings"),
         (["--model.vocabulary=100", "--trainer.max_steps=1"], "vocabulary of 100 is too small: the tokenizer has 257"),
         (["--data.length=8", "--trainer.max_steps=1"], "Blocks of 8 tokens do not fit a model of length 16"),

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 def both(root: str | Path) -> list[loggers.Logger]:
     """TensorBoard's events and `metrics.csv`, in the next free folder under `lightning_logs`."""
     board = loggers.TensorBoardLogger(str(root), version=os.environ.get("SLURM_JOB_ID"))
-    return [board, CSVLogger(str(root), version=board.version)]
+    return [board, AppendingCSVLogger(str(root), version=board.version)]
 
 
 class Appending(ExperimentWriter):
@@ -38,7 +38,7 @@ class Appending(ExperimentWriter):
         """It may, and other files may be in it."""
 
 
-class CSVLogger(loggers.CSVLogger):
+class AppendingCSVLogger(loggers.CSVLogger):
     """Writes `metrics.csv`, and goes on in one that is there.
 
     Args:

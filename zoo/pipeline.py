@@ -12,6 +12,7 @@ import copy
 import inspect
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo import checkpoints
+from zoo import checkpoints, resume
 from zoo.checkpoints import lightning
 from zoo.data.positions import Placement
 from zoo.errors import ZooError
@@ -187,8 +188,10 @@ class Pipeline:
                 )
         keep(path, here)
         for left in self.root.glob("**/.*.part"):  # by a run that was killed while it wrote
-            if left.is_file():
-                left.unlink()
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     def told(self, name: str) -> dict[str, Any]:
         """What is known of a stage: where its training ended, what was measured."""
@@ -203,9 +206,9 @@ class Pipeline:
         folder = place / "checkpoints"
         last = folder / "last.ckpt"
         if "trained" not in self.told(name):
-            found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-            rank_zero_only(print)(f"zoo: {name}" + (f" goes on from {found[-1]}" if found else ""), file=sys.stderr)
-            recipe = copy.deepcopy(dict(recipe)) | {"ckpt_path": str(found[-1]) if found else None}
+            found = resume.newest(folder)
+            resume.say(name + (f" goes on from {found}" if found else ""))
+            recipe = copy.deepcopy(dict(recipe)) | {"ckpt_path": str(found) if found else None}
             recipe["trainer"] |= {"default_root_dir": str(place), "logger": logged(self.trainer.get("logger"), place)}
             self.fit(recipe, folder)
             first(lambda: keep(place / "stage.json", {"trained": str(last)}))
@@ -333,7 +336,7 @@ def departures(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 def logged(logger: Any, place: Path) -> Any:
     """The logger of a stage: under its folder, and the same one when the stage goes on."""
     if logger in (True, None):
-        names = ("lightning.pytorch.loggers.TensorBoardLogger", "zoo.loggers.CSVLogger")
+        names = ("lightning.pytorch.loggers.TensorBoardLogger", "zoo.loggers.AppendingCSVLogger")
         logger = [{"class_path": name, "init_args": {}} for name in names]
     if isinstance(logger, list):
         return [logged(each, place) for each in logger]

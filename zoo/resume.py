@@ -67,12 +67,8 @@ def chosen(argv: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
     if staged(argv):
         return (None if word == "auto" else word), None
     root = Path(asked(argv, "trainer.default_root_dir") or FOLDER)
-    for path in candidates(root):
-        try:
-            about = whole(path, argv[0])
-        except ZooError as error:
-            say(f"{path} is passed over: {str(error).partition('   Try:')[0]}")
-            continue
+    if path := newest(root, argv[0]):
+        about = whole(path, argv[0])
         steps = (about.get("trained") or {}).get("steps")
         kind = "run goes on from" if argv[0] == "fit" else "checkpoint is"
         say(f"the {kind} {path}" + (f", after {steps} steps" if steps is not None else ""))
@@ -84,6 +80,18 @@ def chosen(argv: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
         )
     say(f"there is no checkpoint under {root}: the run starts from the beginning")
     return None, None
+
+
+def newest(root: Path, verb: str = "fit") -> Path | None:
+    """The newest checkpoint under a folder that is whole; those passed over for it are named."""
+    for path in candidates(root):
+        try:
+            whole(path, verb)
+        except ZooError as error:
+            say(f"{path} is passed over: {str(error).partition('   Try:')[0]}")
+        else:
+            return path
+    return None
 
 
 def candidates(root: Path) -> list[Path]:

@@ -247,8 +247,8 @@ class Task(LightningModule):
         then, now = len(self.generators), self.trainer.world_size
         if then != now and self.draws():
             rank_zero_only(print)(
-                f"zoo: {then} random generators go on in {now} processes: from here on other channels are dropped, or "
-                "other positions drawn, than without the interruption.",
+                f"zoo: {then} random generators go on in {now} process{'es' * (now > 1)}: from here on other channels "
+                "are dropped, or other positions drawn, than without the interruption.",
                 file=sys.stderr,
             )
         restore(self.generators[self.trainer.global_rank % then], self.device)

@@ -191,6 +191,8 @@ class LanguageModel(Task):
         if self.within_documents:
             context["documents"] = documents[:, :-1]
             targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)
+        if not self.training:  # what is there for other processes' sake
+            targets = targets.masked_fill(documents[:, 1:] < 0, IGNORED)
         if self.parallel is not None:
             context["parallel"], targets = self.parallel, self.parallel.tokens(targets)
         return cast(Decoder, self.network).hidden(tokens[:, :-1], **context), targets
@@ -295,13 +297,15 @@ class ImageClassifier(Task):
         return loss
 
     def measure(self, batch: dict[str, Tensor], stage: str) -> None:
-        logits = cast(nn.Module, self.network)(batch["images"]).float()
-        self.log(
-            f"{stage}/loss", functional.cross_entropy(logits, batch["labels"]), batch_size=len(logits), sync_dist=True
-        )
+        logits, labels = cast(nn.Module, self.network)(batch["images"]).float(), batch["labels"]
+        counts = labels != IGNORED  # others are there for other processes' sake
+        logits, labels = logits[counts], labels[counts]
+        loss = functional.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
+        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
         accuracy = cast(MulticlassAccuracy, self.accuracy)
-        accuracy(logits, batch["labels"])
-        self.log(f"{stage}/accuracy", accuracy, prog_bar=True, batch_size=len(logits))
+        if len(labels):
+            accuracy.update(logits, labels)
+        self.log(f"{stage}/accuracy", accuracy, prog_bar=True, batch_size=len(batch["labels"]))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.measure(batch, "val")

@@ -221,8 +221,8 @@ class CLI(LightningCLI):
         if self.subcommand == "fit" and self.stored and place.is_dir() and not isinstance(self.trainer.strategy, ZeRO):
             stage, _ = zero.cut_by(place)
             raise ZooError(
-                f"{place} was left by ZeRO, whose processes held a part of the optimizer each; this run is without it.   "
-                f"Try:  --config recipes/scale/zero{stage}.yaml, or --model.weights {place}"
+                f"{place} was left by ZeRO, whose processes held a part of the optimizer each, and this run is without "
+                f"it.   Try:  --config recipes/scale/zero{stage}.yaml, or --model.weights {place}"
             )
         self.model.asked = {"model": plain(sections.model), "data": plain(sections.data)}
         self.model.asked["model"]["init_args"]["weights"] = None  # of which the description tells under `parent`

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -20,22 +21,23 @@ from zoo.tasks import LanguageModel
 
 
 class Poisoned(LanguageModel):
-    """Loses its number at some batches: in the loss, or only in the gradient."""
+    """Loses its number at some batches: in the loss and so in the gradient, or in one of them alone."""
 
-    def __init__(self, bad, where="loss"):
+    def __init__(self, spoilt, where="loss"):
         # Momentum and decay, so that a step on a gradient of zero would show.
         def optimizer(parameters):
             return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.5)
 
         super().__init__(vocabulary=50, length=16, dim=32, layers=2, heads=2, optimizer=optimizer)
-        self.bad, self.where = bad, where
+        self.spoilt, self.where = spoilt, where
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
-        if batch_idx in self.bad:
+        if batch_idx in self.spoilt:
             weight = self.network.head.weight
-            # The square root has no finite slope at 0, and is 0 there.
-            loss = loss * float("nan") if self.where == "loss" else loss + (weight - weight.detach()).abs().sum().sqrt()
+            # The square root has no finite slope at 0, and is 0 there; a number that is added has none at all.
+            own = {"loss": loss * float("nan"), "value": torch.tensor(float("nan"))}
+            loss = loss + own.get(self.where, (weight - weight.detach()).abs().sum().sqrt())
         return loss
 
 
@@ -80,7 +82,7 @@ def same(one, other):
     return one == other
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("where", ["loss", "value", "gradient"])
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_skipped_step_changes_nothing(where, clip, tmp_path, capsys):
     states = States()
@@ -94,12 +96,12 @@ def test_a_skipped_step_changes_nothing(where, clip, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "step 0 is skipped" in told
     assert f"{tmp_path / 'skipped' / 'step-3-rank-0.safetensors'}" in told
-    assert ("the loss is nan in process 0" in told) == (where == "loss")
+    assert ("the loss is nan in process 0" in told) == (where != "gradient")
     kept = tmp_path / "skipped" / "step-3-rank-0.safetensors"
     assert same(load_file(kept), list(data())[3])
     with safe_open(kept, "pt") as file:
         assert file.metadata()["step"] == "3"
-        assert (file.metadata()["loss"] == "nan") == (where == "loss")
+        assert (file.metadata()["loss"] == "nan") == (where != "gradient")
     assert len(list((tmp_path / "skipped").iterdir())) == 2
 
 
@@ -120,6 +122,24 @@ def test_one_bad_pass_spoils_an_accumulated_step(bad, tmp_path, capsys):
         "the one that was bad"
     )
     assert "nan in process 0" in capsys.readouterr().err
+
+
+def test_a_strategy_that_accumulates_by_itself_is_told_at_the_step(tmp_path):
+    class Own(SingleDeviceStrategy):
+        handles_gradient_accumulation = True
+
+        def optimizer_step(self, optimizer, closure, model=None, **_):  # moves nothing
+            closure()
+            self.precision_plugin._after_closure(self.lightning_module, optimizer)
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            told.append((module.skipping, all(p.grad is not None for p in module.parameters())))
+
+    told = []
+    run(tmp_path, Poisoned({4}), NonFinite(), Watch(), strategy=Own("cpu"), accumulate_grad_batches=2)
+    assert [skipped for skipped, _ in told] == [False] * 5 + [True, False, False]
+    assert all(there for _, there in told), "its gradients are its own business"
 
 
 def test_losses_are_told_as_they_were_under_accumulation(tmp_path):
@@ -179,7 +199,7 @@ from test_nonfinite import NonFinite, Poisoned, States, data, same
 
 class Second(Poisoned):
     def training_step(self, batch, batch_idx):
-        self.bad = {3} if self.trainer.global_rank == 1 else set()
+        self.spoilt = {3} if self.trainer.global_rank == 1 else set()
         return super().training_step(batch, batch_idx)
 
 torch.manual_seed(0)

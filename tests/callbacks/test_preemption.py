@@ -150,6 +150,22 @@ def test_the_signal_is_given_back(texts, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("states", ["one", "older", "two"])
+def test_generators_of_other_checkpoints(states, texts, whole, tmp_path, capsys):
+    """Earlier ones had one state for all, and of several processes each had its own."""
+    with pytest.raises(SystemExit):
+        run(texts, tmp_path, Record(), Preemption(), Terminated(5, "training"))
+    path, record = tmp_path / "kept" / "last.ckpt", Record()
+    content = torch.load(path, weights_only=True)
+    (state,) = content["generators"]
+    content["generators"] = {"one": [state], "older": state, "two": [state, state]}[states]
+    torch.save(content, path)
+    capsys.readouterr()
+    run(texts, tmp_path, record, resume=path)
+    assert record.losses == {step: loss for step, loss in whole(1)[0].losses.items() if step > 5}
+    assert ("2 random generators go on in 1 process:" in capsys.readouterr().err) == (states == "two")
+
+
 RECIPE = """
 model:
   class_path: LanguageModel

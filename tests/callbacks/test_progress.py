@@ -186,7 +186,7 @@ def test_both_logs_are_in_one_folder(tmp_path):
 
 def test_a_table_is_continued_where_it_was_torn(tmp_path):
     def write(first, name):
-        logger = loggers.CSVLogger(str(tmp_path), name="", version="")
+        logger = loggers.AppendingCSVLogger(str(tmp_path), name="", version="")
         for step in range(first, first + 3):
             logger.log_metrics({name: float(step)}, step)
         logger.save()

@@ -68,6 +68,8 @@ def test_a_zero_directory_is_a_checkpoint(tmp_path, zero_directory):
     saved(tmp_path / "last.ckpt", 60)
     path = zero_directory(tmp_path / "kept" / "last.ckpt", {"network.a": torch.ones(5)}, stage=3, client={"zoo": ABOUT})
     assert resume.chosen(words(tmp_path, "--ckpt_path=auto")) == (str(path), ABOUT)
+    os.utime(path, (1, 1))
+    assert resume.chosen(words(tmp_path, "--ckpt_path=auto"))[0] == str(path), "its age is that of its file `latest`"
     next(path.glob("*/*rank_1*optim_states.pt")).unlink()
     assert resume.chosen(words(tmp_path, "--ckpt_path=auto"))[0] == str(tmp_path / "last.ckpt")
 

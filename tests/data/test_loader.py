@@ -178,7 +178,8 @@ def test_ranks_share_an_epoch() -> None:
     assert [len(numbers) for numbers in ranks] == [6, 6, 6]
     assert len({number for numbers in ranks for number in numbers}) == 18
     ordered = [list(Order(7, shuffle=False, even=False, rank=rank, world=2)) for rank in range(2)]
-    assert ordered == [[0, 2, 4, 6], [1, 3, 5]]
+    assert ordered == [[0, 2, 4, 6], [1, 3, 5, -7]], "as many for all; what is below 0 does not count"
+    assert {len(Order(7, shuffle=False, even=False, rank=rank, world=2)) for rank in range(2)} == {4}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -85,3 +85,18 @@ def test_lengths_on_either_side_of_the_limit_get_their_own_kernels(case, geometr
     for length in (21, 270):
         case("toeplitz", "causal", length).run(auto)
     assert [type(kernel).__name__ for kernel in auto.kernels.values()] == ["SDPA", "Tiled"]
+
+
+def test_what_it_chose_is_asked_for_the_same_heads(geometry, monkeypatch):
+    auto, asked = Auto(geometry), []
+
+    class Chosen(Eager):
+        def forward(self, q, k, v, **rest):
+            asked.append(self.share)
+            return super().forward(q, k, v, **rest)
+
+    monkeypatch.setattr(auto, "choose", lambda request: Chosen(geometry))
+    for share in (slice(0, 2), slice(2, 4), slice(None)):
+        auto.share = share
+        auto(*(torch.randn(1, 2, 3, 8) for _ in range(3)))
+    assert asked == [slice(0, 2), slice(2, 4), slice(None)]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from zoo import plugins
+from zoo.callbacks import throughput
 from zoo.data.stream import Stream
 from zoo.data.text import placed
 from zoo.decoder import Decoder
@@ -196,6 +197,17 @@ def test_a_stream_keeps_one_place_for_those_who_share(monkeypatch):
     assert [place["place"] for place in stream.state_dict()["ranks"]] == [0, 1]
 
 
+@pytest.mark.parametrize(("share", "readers"), [(1, 4), (2, 2), (4, 1)])
+def test_a_token_that_is_shared_is_counted_once(monkeypatch, share, readers):
+    monkeypatch.setattr(throughput, "peak", lambda device, dtype: 0.0)  # of a clock that stands still there is none
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: 2.0)
+    told, task = {}, LanguageModel(vocabulary=8, length=24, dim=32, layers=1, heads=4, sequence_parallel=share)
+    task.log, task.flops = (lambda name, value, **rest: told.update({name: value})), (lambda: 1)
+    trainer, meter = SimpleNamespace(world_size=4, precision="32-true"), throughput.Throughput(every=1)
+    meter.on_train_batch_end(trainer, task, None, {"tokens": torch.zeros(3, 25)}, 0)
+    assert told["tokens/s"] == 3 * 24 * readers / 2
+
+
 RECIPE = """
 model:
   class_path: LanguageModel
@@ -211,7 +223,7 @@ trainer:
   log_every_n_steps: 1
   enable_progress_bar: false
   enable_model_summary: false
-  logger: {class_path: CSVLogger, init_args: {save_dir: OUT, name: null, version: ''}}
+  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: OUT, name: null, version: ''}}
   callbacks:
   - {class_path: ModelCheckpoint, init_args: {dirpath: OUT/kept, every_n_train_steps: 4, save_top_k: -1}}
 """

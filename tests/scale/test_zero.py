@@ -148,7 +148,7 @@ def test_ten_kills_of_one_process_change_nothing(tmp_path, stage):
             draw.choice(processes).kill()
             killed += 1
             for process in processes:
-                process.join(20)
+                process.join(4)
                 process.kill()
                 process.join()
         else:
@@ -200,6 +200,20 @@ def test_a_save_that_does_not_come_to_its_end_leaves_the_one_before(pairs, tmp_p
     assert "goes on from" in told
     assert apart(saved(whole), saved(place)) == 0
     assert [path.name for path in saved(place).iterdir() if path.is_dir()] == [zero.step(saved(place)).name]
+
+
+@pytest.mark.slow
+@deepspeed
+@pytest.mark.parametrize("overlay", ["zero3", "fsdp"])
+def test_processes_validate_as_often_as_each_other(tmp_path, overlay):
+    """377 blocks are 48 batches for one process and 47 for the other, and weights are there for both or none."""
+    words = ["--trainer.limit_val_batches=1.0", "--model.length=17", "--trainer.max_steps=5"]
+    alone, place = furnish(tmp_path / "alone"), furnish(tmp_path / "two")
+    fit(alone, 1, *words)
+    fit(place, 2, *words, overlay=overlay, timeout=120)
+    one, two = curve(alone, "val/perplexity"), curve(place, "val/perplexity")
+    assert one.keys() == two.keys()
+    assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-5
 
 
 NONE = """

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.loss import IGNORED
+
 RGB = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
@@ -57,7 +59,8 @@ class Collate:
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = torch.stack([item["image"] for item in items])
-        labels = torch.tensor([item["label"] for item in items], dtype=torch.int64)
+        counted = [item["label"] if item["number"] >= 0 else IGNORED for item in items]
+        labels = torch.tensor(counted, dtype=torch.int64)
         if self.shift or self.flip or self.operations or self.mixup:
             with seeded(self.seed, items[0]["number"]), torch.no_grad():
                 images = self._augment(images)

@@ -29,7 +29,8 @@ class Order(Sampler[int]):
         seed: with the epoch, the origin of the order.
         shuffle: False keeps the order of the data set, in every epoch the same numbers.
         even: leave out what does not divide among `world` processes of `batch` items each; otherwise keep all, and
-            the first processes get one more.
+            processes that would get one less are given a number below 0 for it. What has one does not count: it is
+            there because processes that share weights need as many batches as the others.
         batch: items per process and step.
         rank: which of the processes this is.
         world: how many processes share an epoch.
@@ -62,11 +63,13 @@ class Order(Sampler[int]):
         self.said = epoch
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.total, self.world))
+        return -(-self.total // self.world)
 
     def __iter__(self) -> Iterator[int]:
         if not self.shuffle:
             yield from range(self.rank + self.skip * self.world, self.total, self.world)
+            if self.total and len(range(self.rank, self.total, self.world)) < len(self):
+                yield -self.size
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.size, generator=generator)[self.rank : self.total : self.world]

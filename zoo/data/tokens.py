@@ -120,7 +120,8 @@ class Blocks(Items[dict[str, Tensor]]):
     """Blocks of `length + 1` tokens, each beginning with the last token of the one before it.
 
     So every token but the first is predicted exactly once. An item holds `tokens`, int64 [length + 1], and
-    `documents`, int32 [length + 1]: 0 up to and with the first end, then 1, and so on. With a placement an item also
+    `documents`, int32 [length + 1]: 0 up to and with the first end, then 1, and so on; -1 where the item's number is
+    below 0 and its text does not count. With a placement an item also
     holds `positions`, int64 [length], and its text may skip tokens.
 
     Args:
@@ -145,8 +146,9 @@ class Blocks(Items[dict[str, Tensor]]):
             taken, positions = self.placement(number, room)
             more["positions"] = torch.from_numpy(positions)
         owners = np.searchsorted(starts, start + taken, side="right")
+        owners = owners - owners[0] if number >= 0 else np.full_like(owners, -1)
         return {
             "tokens": torch.from_numpy(self.stored.tokens[start + taken].astype(np.int64)),
-            "documents": torch.from_numpy((owners - owners[0]).astype(np.int32)),
+            "documents": torch.from_numpy(owners.astype(np.int32)),
             **more,
         }

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,8 +38,7 @@ from torch.optim import AdamW, Optimizer
 
 from zoo.checkpoints import zero
 from zoo.errors import ZooError
-from zoo.kernel import Kernel
-from zoo.position import PositionEncoding
+from zoo.scale.quirks import dropping, hold, mend, universal, vectors
 from zoo.scale.rendezvous import meet
 
 KEPT_BY_DEEPSPEED = ("state_dict", "optimizer_states")
@@ -182,6 +180,11 @@ class ZeRO(DeepSpeedStrategy):
                 "torch.compile and ZeRO's stage 3 exclude each other: weights come and go in hooks that a compiled "
                 "model does not call.   Try:  --model.compile false, or stage 2"
             )
+        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+            raise ZooError(
+                "DeepSpeed clips a gradient by its norm, and --trainer.gradient_clip_algorithm is value.   "
+                "Try:  --trainer.gradient_clip_algorithm norm"
+            )
         super().setup(trainer)
 
     def _setup_model_and_optimizer(
@@ -197,23 +200,8 @@ class ZeRO(DeepSpeedStrategy):
         with vectors(model):
             engine, optimizer = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         if self.stage == 3:
-            self.hold(engine)
+            hold(engine)
         return engine, optimizer
-
-    def hold(self, engine: Any) -> None:
-        """Keep the weights of encodings and kernels, which are few, on every process.
-
-        Others are there while their layer's `forward` runs. An encoding may read those of a layer without calling it.
-        """
-        plugins = (module for module in engine.module.modules() if isinstance(module, PositionEncoding | Kernel))
-        kept: list[Any] = list({id(p): p for plugin in plugins for p in plugin.parameters()}.values())
-        if not kept:
-            return
-        known = {id(parameter) for parameter in engine.optimizer.persistent_parameters}
-        for parameter in kept:
-            parameter.ds_persist = parameter.is_external_param = True  # gathered after each step; let go by no layer
-        engine.optimizer.persistent_parameters += [parameter for parameter in kept if id(parameter) not in known]
-        kept[0].all_gather(kept)
 
     # Saving.
 
@@ -281,14 +269,7 @@ class ZeRO(DeepSpeedStrategy):
                 told = self.restore(whole)
             finally:
                 config.load_universal_checkpoint = False
-            # At stage 3 DeepSpeed gives every group the numbers of the first, weight decay included, and all of them
-            # one count of steps, which each then counts up.
-            optimizer = self.deepspeed_engine.optimizer.optimizer
-            for group, stored in zip(optimizer.param_groups, zero.groups(place), strict=True):
-                group.update(stored)
-            for state in optimizer.state.values():
-                if isinstance(state.get("step"), torch.Tensor):
-                    state["step"] = state["step"].clone()
+            mend(self.deepspeed_engine.optimizer.optimizer, place)
             return told
         finally:
             self.barrier()
@@ -306,56 +287,6 @@ class ZeRO(DeepSpeedStrategy):
             task.load_state_dict(checkpoint["state_dict"], strict=strict)
 
 
-@contextmanager
-def dropping(optimizer: Any) -> Iterator[None]:
-    """Have DeepSpeed's step do what it does where a float16 gradient has overflowed: drop it, and change nothing."""
-
-    def found(partition_gradients: bool = True) -> None:
-        optimizer.overflow = True
-
-    def cleared(update_scale: bool = True) -> bool:
-        optimizer.overflow = True
-        optimizer._overflow_clean_up(optimizer.loss_scale)
-        return True
-
-    looks = getattr(optimizer, "check_grad_overflow", None)
-    optimizer.check_grad_overflow, optimizer.check_overflow = True, found  # stages 1 and 2
-    optimizer._overflow_check_and_loss_scale_update = cleared  # stage 3
-    try:
-        yield
-    finally:
-        del optimizer.check_overflow, optimizer._overflow_check_and_loss_scale_update
-        optimizer.check_grad_overflow = looks
-
-
-@contextmanager
-def vectors(model: nn.Module) -> Iterator[None]:
-    """Have DeepSpeed send single numbers, such as FIRE's, as vectors of one: as bytes it can send nothing else."""
-    from deepspeed.runtime.engine import DeepSpeedEngine
-    from deepspeed.runtime.zero.partition_parameters import Init
-
-    send, claim = DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param
-
-    def sent(engine: Any) -> None:  # by stages 1 and 2
-        scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
-        for parameter in scalars:
-            parameter.data = parameter.data.view(1)
-        send(engine)
-        for parameter in scalars:
-            parameter.data = parameter.data.view(())
-
-    def claimed(init: Any, parameter: nn.Parameter) -> None:  # by stage 3, which has then noted the shape
-        claim(init, parameter)
-        if parameter.ndim == 0:
-            parameter.data = parameter.data.view(1)
-
-    DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param = sent, claimed
-    try:
-        yield
-    finally:
-        DeepSpeedEngine._broadcast_model, Init._convert_to_deepspeed_param = send, claim
-
-
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings as one; where both say something, the second wins."""
     both = dict(ours)
@@ -369,28 +300,6 @@ def fresh(place: Path, step: int) -> str:
     """A name for a save that nothing has yet: what an unfinished one left must not be taken for a part of it."""
     names = (f"step{step}" + (f"-{number}" if number else "") for number in range(1_000_000))
     return next(name for name in names if not (place / name).exists())
-
-
-CONVERT = """
-import torch
-from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
-cat = torch.cat
-torch.cat = lambda parts, **named: cat([part.reshape(-1) if part.ndim == 0 else part for part in parts], **named)
-main(parse_arguments())
-"""
-"""DeepSpeed's converter, which knows no weight that is a single number."""
-
-
-def universal(place: Path, whole: Path) -> str:
-    """Convert a save to DeepSpeed's universal format; what went wrong, if anything did."""
-    words = ["--input_folder", str(place), "--output_folder", str(whole), "--inject_missing_state"]
-    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    command = [sys.executable, "-c", CONVERT, *words]
-    done = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
-    if done.returncode == 0:
-        (whole.parent / "latest").write_text(whole.name)
-        return ""
-    return (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
 
 
 def commit(place: Path, tag: str) -> None:
