@@ -188,6 +188,9 @@ class Task(LightningModule):
             optimizer = self.optimizer(cast(Iterable[nn.Parameter], self.groups()))
         except ValueError as error:
             raise ZooError(f"The optimizer does not take its settings: {error}.") from None
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            # A fused optimizer can divide by a scale, for which Lightning refuses to clip beside it, scale or none.
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self.schedule is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches

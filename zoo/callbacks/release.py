@@ -78,7 +78,8 @@ class Release(Callback):
         """The prompt and what the model adds to it."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         network = cast(Decoder, task.network).eval()
-        prompt = torch.tensor([tokenizer.encode(self.prompt)], device=task.device)
+        device = network.embedding.weight.device  # not always that of the run
+        prompt = torch.tensor([tokenizer.encode(self.prompt)], device=device)
         count = min(self.tokens, max(task.length - prompt.shape[1], 1))
         new = [int(ids) for ids in stream(network, prompt, count, seed=0, end=tokenizer.end)]
         return self.prompt + tokenizer.decode([i for i in new if i != tokenizer.end])
