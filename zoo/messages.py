@@ -146,8 +146,9 @@ def said(message: str, parser: LightningArgumentParser) -> str:
 
 def buried(message: str) -> str:
     """What a class said when it refused its arguments, out of jsonargparse's list of types that were tried."""
-    tried = re.search(r"Errors:\s+- (.*?)\n\s*- Expected ", message, re.DOTALL)
-    return tried[1] if tried else message
+    tried = re.search(r"Errors:\s*\n(.*?)(?=\nGiven value|\Z)", message, re.DOTALL)
+    said = re.split(r"(?:^|\n)\s*- ", tried[1]) if tried else []
+    return next((one.strip() for one in said if one.strip() and not one.startswith("Expected ")), message)
 
 
 def suggestion(name: str, parser: LightningArgumentParser) -> str:

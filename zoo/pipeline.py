@@ -177,7 +177,10 @@ class Pipeline:
         """Write the recipe into the folder of the run, or raise ZooError where another recipe has written its own."""
         path = self.root / "pipeline.json"
         here = {"extend": [plain(each) for each in self.stages], **self.recipe}
-        if path.is_file():
+        begun = (
+            any(self.root.glob("*/stage.json")) or any(self.root.glob("*/*.ckpt")) or any(self.root.glob("*/*/*.ckpt"))
+        )
+        if path.is_file() and begun:
             there = json.loads(path.read_text())
             lines = list(departures(there, json.loads(json.dumps(here))))
             if lines:
@@ -218,12 +221,13 @@ class Pipeline:
         """Convert, fine-tune and measure, as far as that is not done; the checkpoint that it leaves."""
         place = self.root / name
         converted = place / "extended.ckpt"
-        if not converted.is_file():
-            made = planned(read(source), each)
-            first(lambda: put(made, converted), converted.is_file)
+        # All come to each exchange, whether the work is done or not: who is late may already see what it leaves.
+        first(lambda: None if converted.is_file() else put(planned(read(source), each), converted), converted.is_file)
         result = self.train(name, self.tuned(each, converted)) if each.finetune else converted
-        if "measured" not in self.told(name):
-            first(lambda: self.measure(name, each, trained, converted, result))
+        first(
+            lambda: None if "measured" in self.told(name) else self.measure(name, each, trained, converted, result),
+            lambda: "measured" in self.told(name),
+        )
         rank_zero_only(print)(self.told(name)["measured"])
         return result
 

@@ -62,6 +62,8 @@ def staged(argv: Sequence[str]) -> bool:
 def chosen(argv: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
     """The checkpoint that is continued, or measured, and what it says of itself; the verb is the first word."""
     word = asked(argv, "ckpt_path")
+    if word in ("best", "hpc", "registry"):
+        raise ZooError(f"--ckpt_path takes the path of a checkpoint, last or auto, and got {word}.")
     if word not in ("last", "auto"):
         return word, stored(word, argv[0])
     if staged(argv):
@@ -95,7 +97,7 @@ def newest(root: Path, verb: str = "fit") -> Path | None:
 
 
 def candidates(root: Path) -> list[Path]:
-    """What was saved under a folder, or was being saved, newest first."""
+    """What a run saved under its folder, or was saving, newest first; not what runs in folders below have saved."""
     found: dict[Path, float] = {}
     for folder, below, files in os.walk(root):
         for name in [*below, *files]:
@@ -103,7 +105,14 @@ def candidates(root: Path) -> list[Path]:
             if name.endswith((".ckpt", ".ckpt.part")) or (name.startswith(".") and name.endswith(".part")):
                 mark = path / "latest" if (path / "latest").is_file() else path
                 found[path] = mark.stat().st_mtime if mark.exists() else 0.0
-        below[:] = [name for name in below if Path(folder) / name not in found]
+        inner = Path(folder) != root
+        below[:] = [
+            name
+            for name in below
+            if Path(folder, name) not in found
+            and not Path(folder, name, "pipeline.json").is_file()
+            and not (inner and name == "lightning_logs")
+        ]
     # Of two of the same moment the one by its lasting name.
     return sorted(found, key=lambda path: (found[path], path.name == "last.ckpt"), reverse=True)
 
@@ -117,7 +126,7 @@ def whole(path: Path, verb: str) -> dict[str, Any]:
 
 def stored(path: str | None, verb: str) -> dict[str, Any] | None:
     """What a checkpoint says of itself, where a path names one."""
-    if path is None or path in ("last", "best", "hpc", "registry", "null"):
+    if path is None or path == "null":
         return None
     if Path(path).is_dir() and zero.holds(Path(path)):
         return zero.described(Path(path))  # which looks at the files before DeepSpeed opens them

@@ -153,6 +153,14 @@ class Task(LightningModule):
 
     def on_fit_start(self) -> None:
         self.verify()
+        every, passes = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
+        if isinstance(every, int) and every % passes:
+            rank_zero_only(print)(
+                f"zoo: a validation every {every} batches falls between those of a step, which has {passes}. A run "
+                "that goes on from there begins that step anew, and so is not the uninterrupted one.   "
+                f"Try:  --trainer.val_check_interval {-(-every // passes) * passes}",
+                file=sys.stderr,
+            )
 
     def finite(self, loss: Tensor) -> None:
         """Stop with a sentence where a loss is no number and its step was not skipped: nothing after it would be."""

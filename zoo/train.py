@@ -136,6 +136,9 @@ class CLI(LightningCLI):
                 + "\n  Leave these settings out to continue the checkpoint's model, or start a new run from its "
                 "weights where the shapes allow it:  --model.weights CKPT"
             )
+        own, asked = (node["init_args"].get("optimizer") for node in (self.stored["asked"]["model"], here))
+        for line in differences(own, asked, "model.optimizer") if self.config.subcommand == "fit" else []:
+            resume.say(f"the optimizer goes on as it was: {line}")
 
     def compare(self, about: dict[str, Any], here: Any) -> None:
         """Say where a run departs from the model whose weights it starts from."""

@@ -126,7 +126,7 @@ def test_one_bad_pass_spoils_an_accumulated_step(bad, tmp_path, capsys):
 
 def test_a_strategy_that_accumulates_by_itself_is_told_at_the_step(tmp_path):
     class Own(SingleDeviceStrategy):
-        handles_gradient_accumulation = True
+        handles_gradient_accumulation = drops = True
 
         def optimizer_step(self, optimizer, closure, model=None, **_):  # moves nothing
             closure()

@@ -38,6 +38,16 @@ def test_the_last_is_the_newest_in_any_folder(tmp_path, capsys):
     assert resume.chosen(words(tmp_path, "--ckpt_path=last"))[0] == str(last)
 
 
+def test_runs_in_folders_below_are_others(tmp_path, capsys):
+    kept = saved(tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt", 60)
+    saved(tmp_path / "one" / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt", 10)
+    saved(tmp_path / "two" / "pretrain" / "checkpoints" / "last.ckpt", 5)
+    (tmp_path / "two" / "pipeline.json").write_text("{}")
+    assert resume.chosen(words(tmp_path, "--ckpt_path=auto"))[0] == str(kept)
+    with pytest.raises(ZooError, match="path of a checkpoint, last or auto"):
+        resume.chosen(words(tmp_path, "--ckpt_path=best"))
+
+
 def test_what_is_not_whole_is_passed_over_and_said(tmp_path, capsys, zero_directory):
     kept = saved(tmp_path / "a" / "checkpoints" / "step=1.ckpt", 60)
     torn = saved(tmp_path / "a" / "checkpoints" / "last.ckpt", 50)

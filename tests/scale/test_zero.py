@@ -1,5 +1,6 @@
 """ZeRO on CPU processes by DeepSpeed itself: the numbers of one process, whole checkpoints, runs that go on."""
 
+import json
 import random
 import shutil
 import sys
@@ -244,6 +245,37 @@ def test_a_step_that_is_no_number_changes_nothing(tmp_path, stage):
 
 @pytest.mark.slow
 @deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradients_are_added_up_as_elsewhere(tmp_path, stage):
+    """42 blocks are 5 batches of 8 an epoch, so every third step has one batch; DeepSpeed counts on by itself."""
+    words = ["--model.length=650", "--model.schedule=null", "--trainer.accumulate_grad_batches=2"]
+    words += ["--trainer.val_check_interval=2"]
+    places = [furnish(tmp_path / name) for name in ("ddp", "zero")]
+    fit(places[0], 2, *words, overlay="ddp")
+    fit(places[1], 2, *words, overlay=f"zero{stage}")
+    one, two, told = *(curve(place) for place in places), curve(places[1], "val/perplexity")
+    assert one.keys() == two.keys()
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+    assert max(abs(curve(places[0], "val/perplexity")[step] / each - 1) for step, each in told.items()) < 1e-4
+    assert checkpoints.read(saved(places[1])).about["trained"] == {"steps": 10, "epochs": 3}
+
+
+@pytest.mark.slow
+@deepspeed
+def test_a_file_is_not_continued_under_zero_and_stays_until_a_run_has_saved(tmp_path):
+    place = furnish(tmp_path / "x")
+    fit(place, 1, "--trainer.max_steps=5")
+    told = fit(place, 1, "--ckpt_path=run/checkpoints/last.ckpt", overlay="zero2", status=2)
+    assert "is not what a ZeRO run left" in told
+    fit(place, 2, overlay="zero2")
+    assert zero.holds(place / "run" / "checkpoints" / "last.ckpt")
+    fit(place, 1)
+    assert (place / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert not list(place.rglob("*.part"))
+
+
+@pytest.mark.slow
+@deepspeed
 def test_half_precision_is_autocast(tmp_path):
     """What is saved is float32, and a step differs from float32's as bfloat16 does."""
     place = furnish(tmp_path / "x")
@@ -263,7 +295,39 @@ def test_what_excludes_each_other_is_said(tmp_path):
     assert "32-true or bf16-mixed" in told
 
 
+LATE = """
+import time
+from zoo import pipeline
+extend = pipeline.Pipeline.extend
+def late(self, *words):
+    time.sleep(1.5 * pipeline.torch.distributed.get_rank())
+    return extend(self, *words)
+pipeline.Pipeline.extend = late
+"""
+
+
+@pytest.mark.slow
+def test_a_late_process_of_a_pipeline_is_waited_for_and_what_was_not_measured_is(tmp_path):
+    place = furnish(tmp_path / "x", RECIPE + EXTEND.replace("FoPE", "Linear"))
+    fit(place, 2, overlay="ddp", before=LATE, timeout=120)
+    path = place / "run" / "2-128-Linear" / "stage.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({"trained": told["trained"]}))
+    fit(place, 2, overlay="ddp", timeout=120)
+    assert json.loads(path.read_text())["measured"] == told["measured"]
+
+
 # Without processes.
+
+
+def test_the_command_line_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.scale.zero.find_spec", lambda name: None)
+    overlay = Path(__file__).parent.parent.parent / "recipes" / "scale" / "zero2.yaml"
+    monkeypatch.chdir(furnish(tmp_path / "x"))
+    monkeypatch.setattr("sys.argv", ["zoo", "fit", "--config", "recipe.yaml", "--config", str(overlay)])
+    with pytest.raises(ZooError) as error:
+        cli.run(sys.argv[1:])
+    assert str(error.value).startswith("ZeRO is DeepSpeed's, which is not installed.")
 
 
 def test_without_deepspeed_the_extra_is_named(monkeypatch):

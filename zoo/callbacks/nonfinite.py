@@ -3,7 +3,7 @@
 The decision is one flag over all processes, made after the backward pass and before anything is updated. A skipped step
 leaves weights and optimizer as they were: without gradients an optimizer neither decays nor moves anything. It still
 counts as a step, so that the schedule and the order of the data stay those of the run. A strategy that keeps gradients
-to itself (DeepSpeed) reads `Task.skipping` before it steps, and drops them.
+to itself (DeepSpeed) says that it `drops` them, for which it reads `Task.skipping` before it steps.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class NonFinite(Callback):
             self.row = 0
         else:
             self.row, self.skipped = self.row + 1, self.skipped + 1
-            if not trainer.strategy.handles_gradient_accumulation:
+            if not getattr(trainer.strategy, "drops", False):
                 optimizer.zero_grad(set_to_none=True)
             scale = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1)
             self.tell(trainer, [(float(loss) * scale, batch) for loss, batch in seen])

@@ -63,7 +63,9 @@ class Preemption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loop = trainer.fit_loop
-        if self.agreed or loop._should_accumulate():
+        if self.agreed:
+            return leave(trainer)  # the validation that was due did not take place: there was nothing to validate on
+        if loop._should_accumulate():
             return
         told = torch.tensor(float(self.told), device=trainer.strategy.root_device)
         self.agreed = bool(trainer.strategy.reduce(told, reduce_op="sum") > 0)

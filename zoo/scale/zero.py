@@ -27,7 +27,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
@@ -54,9 +54,11 @@ class Float32(DeepSpeedPrecision):
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
+        engine = model.trainer.model
+        # DeepSpeed counts batches on through epochs and, after a resume, from 0; the trainer says when a step is due.
+        engine.set_gradient_accumulation_boundary(not model.trainer.fit_loop._should_accumulate())
         closure()
         self._after_closure(model, optimizer)
-        engine = model.trainer.model
         with dropping(engine.optimizer) if model.skipping else nullcontext():
             return engine.step(**kwargs)
 
@@ -77,6 +79,9 @@ class ZeRO(DeepSpeedStrategy):
         timeout: Seconds after which a process that does not answer is given up.
         config: Further settings of DeepSpeed, by the names of its JSON file; they win.
     """
+
+    drops = True
+    """Gradients are out of others' reach: a step that is to be skipped is dropped here."""
 
     def __init__(
         self,
@@ -203,24 +208,34 @@ class ZeRO(DeepSpeedStrategy):
             hold(engine)
         return engine, optimizer
 
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """DeepSpeed adds gradients up by itself, and at the end of an epoch steps with what there is, as others do."""
+        trainer = cast(LightningModule, self.lightning_module).trainer
+        return not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
     # Saving.
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a save of its own, then name it: at no moment is the last whole one gone."""
         place = Path(self.broadcast(str(filepath)))
+        aside = place.with_name(f".{place.name}.part")
+        if self.is_global_zero and place.is_file():  # that a run without ZeRO has left
+            place.replace(aside)
         tag = self.broadcast(fresh(place, checkpoint.get("global_step", 0)) if self.is_global_zero else "")
         own = {key: value for key, value in checkpoint.items() if key not in KEPT_BY_DEEPSPEED}
         self.deepspeed_engine.save_checkpoint(str(place), client_state=own, tag=tag, save_latest=False)
         self.barrier()  # all have written
         if self.is_global_zero:
             commit(place, tag)
+            aside.unlink(missing_ok=True)
         self.barrier()
 
     # Loading.
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         place, fitting = Path(checkpoint_path), self.lightning_module.trainer.state.fn == TrainerFn.FITTING  # type: ignore[union-attr]
-        if not zero.holds(place):
+        if not (place.is_dir() and zero.holds(place)):
             if fitting:
                 raise ZooError(
                     f"{place} is not what a ZeRO run left, so a ZeRO run cannot continue it.   "
