@@ -276,6 +276,18 @@ def test_a_file_is_not_continued_under_zero_and_stays_until_a_run_has_saved(tmp_
 
 @pytest.mark.slow
 @deepspeed
+@STAGES
+def test_processes_measure_what_they_have_trained(pairs, tmp_path, stage):
+    place = tmp_path / "x"
+    shutil.copytree(pairs(stage), place)
+    trained = curve(place, "val/perplexity")[9]
+    words = [FIRE, "--model.schedule.warmup=2", f"--ckpt_path={saved(place)}"]
+    told = fit(place, 2, *words, overlay=f"zero{stage}", verb="validate")
+    assert f"{trained:.3f}"[:6] in told
+
+
+@pytest.mark.slow
+@deepspeed
 def test_half_precision_is_autocast(tmp_path):
     """What is saved is float32, and a step differs from float32's as bfloat16 does."""
     place = furnish(tmp_path / "x")

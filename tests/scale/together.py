@@ -44,7 +44,7 @@ def furnish(place, recipe=RECIPE):
     return place
 
 
-def begin(place, processes, *words, overlay=None, before=""):
+def begin(place, processes, *words, overlay=None, before="", verb="fit"):
     """The processes of a run that has begun; `before` is Python that each executes first."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     context = multiprocessing.get_context("forkserver")
@@ -52,7 +52,7 @@ def begin(place, processes, *words, overlay=None, before=""):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    said = ["zoo", "fit", "--config", "recipe.yaml"]
+    said = ["zoo", verb, "--config", "recipe.yaml"]
     said += ["--config", str(OVERLAYS / f"{overlay}.yaml")] if overlay else []
     said += ["--trainer.accelerator=cpu", f"--trainer.devices={processes}", f"--data.batch={BATCH // processes}"]
     started = []

@@ -110,6 +110,7 @@ class ZeRO(DeepSpeedStrategy):
         if offload == "weights":
             zero_optimization["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         given: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,  # of which only DeepSpeed's own log makes something
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero_optimization,
@@ -208,6 +209,12 @@ class ZeRO(DeepSpeedStrategy):
             hold(engine)
         return engine, optimizer
 
+    def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
+        with vectors(model):
+            super()._initialize_deepspeed_inference(model)
+        if self.stage == 3:
+            hold(self.deepspeed_engine)
+
     @property
     def handles_gradient_accumulation(self) -> bool:
         """DeepSpeed adds gradients up by itself, and at the end of an epoch steps with what there is, as others do."""
@@ -232,6 +239,11 @@ class ZeRO(DeepSpeedStrategy):
         self.barrier()
 
     # Loading.
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """What is only measured has its weights before they are divided."""
+        return cast(LightningModule, self.lightning_module).trainer.state.fn == TrainerFn.FITTING
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         place, fitting = Path(checkpoint_path), self.lightning_module.trainer.state.fn == TrainerFn.FITTING  # type: ignore[union-attr]
@@ -294,12 +306,7 @@ class ZeRO(DeepSpeedStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         if "state_dict" not in checkpoint:
             return  # DeepSpeed has loaded the weights with the rest
-        task = self.lightning_module
-        assert task is not None
-        if self.zero_stage_3:
-            self._restore_zero_state(checkpoint, strict=strict)
-        else:
-            task.load_state_dict(checkpoint["state_dict"], strict=strict)
+        cast(LightningModule, self.lightning_module).load_state_dict(checkpoint["state_dict"], strict=strict)
 
 
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
