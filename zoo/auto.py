@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,12 +39,18 @@ class Auto(Kernel):
         self.kernels: dict[tuple[object, ...], Kernel] = {}
         """What was chosen, by all that a choice depends on."""
         self.built: dict[str, Kernel | ZooError] = {}
-        """What there is to choose from, or why it cannot be built; made before torch.compile looks, which could not."""
-        for name in NAMES:
-            try:
-                self.built[name] = plugins.load("zoo.kernels", name)(geometry)
-            except ZooError as error:
-                self.built[name] = error
+        """What there is to choose from, or why it cannot be built."""
+
+    def ready(self) -> None:
+        """Build all that there is to choose from: torch.compile cannot, and imports take their time elsewhere."""
+        self.built = {name: self.build(name) for name in NAMES}
+
+    def build(self, name: str) -> Kernel | ZooError:
+        """A kernel by its name, or why there is none."""
+        try:
+            return cast(Kernel, plugins.load("zoo.kernels", name)(self.geometry))
+        except ZooError as error:
+            return error
 
     @staticmethod
     def order(request: Request) -> tuple[str, ...]:
@@ -60,6 +67,8 @@ class Auto(Kernel):
         """The kernel for a request; a sentence where none serves it."""
         passed: list[str] = []
         for name in self.order(request):
+            if name not in self.built:
+                self.built[name] = self.build(name)
             kernel = self.built[name]
             if isinstance(kernel, ZooError):
                 passed.append(f"{name}: {kernel}")

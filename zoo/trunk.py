@@ -178,6 +178,9 @@ class Trunk(nn.Module):
                 "torch.compile gives up where the inputs of blocks leave for the host's memory: --model.compile and "
                 "--model.checkpointing offload exclude each other.   Try:  --model.checkpointing true"
             )
+        for module in self.modules():
+            if isinstance(module, Auto):
+                module.ready()
         super().compile(*args, **kwargs)
 
     def check(self, *, device: str, dtype: torch.dtype, training: bool, mask: frozenset[str], extent: int) -> None:

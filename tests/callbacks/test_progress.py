@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import re
+import sys
 from datetime import datetime
 
 import pytest
@@ -201,3 +202,16 @@ def test_a_table_is_continued_where_it_was_torn(tmp_path):
     (tmp_path / "metrics.csv").write_text("st")
     write(0, "a")
     assert len(rows(tmp_path / "metrics.csv")) == 3
+
+
+def test_a_log_whose_stream_is_closed_is_taken_over(monkeypatch):
+    closed = io.StringIO()
+    handler = logging.StreamHandler(closed)
+    closed.close()
+    logger = logging.getLogger("zoo")
+    logger.addHandler(handler)
+    try:
+        progress.follow()
+        assert handler.stream is sys.stderr
+    finally:
+        logger.removeHandler(handler)

@@ -182,6 +182,8 @@ def follow() -> None:
     for name in ("", "lightning.pytorch", "lightning.fabric", "zoo"):
         for handler in logging.getLogger(name).handlers:
             if type(handler) is logging.StreamHandler and handler.stream is not sys.stdout:
+                if getattr(handler.stream, "closed", False):  # which cannot be flushed any more
+                    handler.stream = sys.stderr
                 handler.setStream(sys.stderr)
 
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.checkpoints import archive, lightning
 from zoo.checkpoints.archive import Archive
@@ -133,6 +132,8 @@ def read(path: Path) -> Checkpoint:
 @functools.cache
 def note(line: str) -> None:
     """Say something once."""
+    from lightning.pytorch.utilities import rank_zero_only  # which takes seconds, and most commands do without
+
     rank_zero_only(print)(line, file=sys.stderr)
 
 
