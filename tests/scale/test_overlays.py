@@ -241,6 +241,8 @@ def test_every_command_reads_what_fsdp_leaves(runs):
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_as_one_that_is_not(runs):
-    two = runs.two("fsdp")
-    compiled = runs.fit("compiled", "--config", str(OVERLAYS / "fsdp.yaml"), *TWO, "--model.compile", "true")
-    alike(two, compiled)
+    two, overlay = runs.two("fsdp"), str(OVERLAYS / "fsdp.yaml")
+    flags = ["--model.compile", "true", "--model.checkpointing", "false"]
+    alike(two, runs.fit("compiled", "--config", overlay, *TWO, *flags))
+    with pytest.raises(AssertionError, match=r"zoo: FSDP compiles block by block[^|]*exclude each other"):
+        runs.fit("refused", "--config", overlay, *TWO, "--model.compile", "true", "--model.checkpointing", "true")

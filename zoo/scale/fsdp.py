@@ -37,7 +37,7 @@ class FSDP(Rendezvous, ModelParallelStrategy):
     """Weights, gradients and Adam's moments, divided among processes (Zhao et al. 2023, arXiv:2304.11277; FSDP2).
 
     On a CPU each process stands for a GPU. Of a compiled model every block is compiled by itself. Raises ZooError for a
-    precision other than 32-true and bf16-mixed.
+    precision other than 32-true and bf16-mixed, and for torch.compile together with activation checkpointing.
 
     Args:
         reshard_after_forward: Give a block's matrices away again after its forward pass, and gather them a second time
@@ -68,6 +68,12 @@ class FSDP(Rendezvous, ModelParallelStrategy):
             raise ZooError(
                 f"FSDP trains in 32-true or bf16-mixed, and --trainer.precision is {name}: weights stay float32, and "
                 "position encodings with them.   Try:  --trainer.precision bf16-mixed"
+            )
+        if getattr(task, "compiled", False) and task.trunk.checkpointing:
+            raise ZooError(
+                "FSDP compiles block by block, and a block that is computed a second time may run as another graph "
+                "than the first time: --model.compile and --model.checkpointing exclude each other here.   "
+                "Try:  --model.compile false"
             )
         self.whole = divide(task.network, task.trunk, self.device_mesh["data_parallel"], self.reshard_after_forward)
         if getattr(task, "compiled", False):
