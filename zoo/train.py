@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -48,7 +49,13 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Training checkpoints that are whole or absent, and that are read without running anything in them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        ckpt.save(checkpoint, path)
+        place = Path(path)
+        aside = place.with_name(f".{place.name}.part")
+        if left := place.is_dir() and zero.holds(place):  # by a run under ZeRO; no other folder is touched
+            place.replace(aside)
+        ckpt.save(checkpoint, place)
+        if left:
+            shutil.rmtree(aside)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return zero.content(Path(path)) if Path(path).is_dir() and zero.holds(Path(path)) else ckpt.load(path)

@@ -7,7 +7,6 @@ strings and containers; a file that needs more is refused before it could be ope
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -104,8 +103,6 @@ def save(content: dict[str, Any], path: str | Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.is_dir():  # that a run under ZeRO has left
-            shutil.rmtree(path)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
