@@ -15,9 +15,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
-#include <omp.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -47,10 +50,24 @@ inline vec load(const float* p) {
 }
 inline void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
 inline float sum(vec x) {
-    float total = 0;
-    for (int n = 0; n < LANES; ++n) total += x[n];
-    return total;
+    for (int half = LANES / 2; half; half /= 2) {
+        vec y{};
+        for (int n = 0; n < half; ++n) y[n] = x[n + half];
+        x += y;
+    }
+    return x[0];
 }
+
+// Rows that start where a vector may be loaded at once.
+template <typename T>
+struct Aligned {
+    using value_type = T;
+    T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const Aligned&) const { return true; }
+    bool operator!=(const Aligned&) const { return false; }
+};
+using Row = std::vector<float, Aligned<float>>;
 
 // log2 of sinc(u) / (1 - w / pi^2), for |u| < 3, w = u^2, to w * 2e-8; small where u is, so sums of it stay exact.
 inline vec rest_near(vec w) {
@@ -91,6 +108,20 @@ inline vec reduced(vec u, vec& multiple) {
     multiple = (u * INVERSE_PI + MAGIC) - MAGIC;
     const vec r = u - multiple * PI_HIGH;
     return r - multiple * PI_LOW - multiple * PI_LAST;
+}
+
+// 1 / x to a unit in the last place or two; a division would take as long as all the rest.
+inline vec inverse(vec x) {
+#if defined(__AVX512F__)
+    const vec y = (vec)_mm512_rcp14_ps((__m512)x);
+#elif defined(__AVX__)
+    const vec y = (vec)_mm256_rcp_ps((__m256)x);
+#else
+    return 1.0f / x;
+#endif
+#if defined(__AVX__)
+    return y * (2.0f - x * y);
+#endif
 }
 
 inline vec root(vec x) {
@@ -137,7 +168,7 @@ inline vec distance(vec w, const vec (&apart)[CHANNELS]) {
 
 // What a thread works with: the keys of a tile, their range, and what says that one of them is no number.
 struct Keys {
-    std::vector<float> values, low, high, taint;
+    Row values, low, high, taint;
     long stride = 0;
 
     void pack(const float* k, long k_channel, long channels, long columns) {
@@ -185,6 +216,9 @@ struct Keys {
 template <int CHANNELS, int N, bool CLOSE>
 inline void multiply(const float* const* q, const Keys& keys, long j, long first, long last, vec* over, vec* under,
                      ivec* exponent, vec* rest) {
+    vec part[N] = {};  // added to what is large once, not eight times
+    if (!CLOSE)
+        for (int i = 0; i < N; ++i) aside(over[i], exponent[i], 1);
     for (long c = first; c < last; ++c) {
         const float* k = keys.values.data() + c * CHANNELS * keys.stride + j;
         for (int i = 0; i < N; ++i) {
@@ -192,7 +226,7 @@ inline void multiply(const float* const* q, const Keys& keys, long j, long first
             const vec w = square<CHANNELS>(q[i] + c * CHANNELS, k, keys.stride, apart);
             if (CLOSE) {
                 over[i] *= 1.0f - w * (1.0f / PI_SQUARE);
-                rest[i] += rest_near(w);
+                part[i] += rest_near(w);
             } else {
                 vec multiple;
                 const vec u = distance<CHANNELS>(w, apart), r = reduced(u, multiple), s = sine(r * r);
@@ -205,7 +239,9 @@ inline void multiply(const float* const* q, const Keys& keys, long j, long first
             for (int i = 0; i < N; ++i) aside(over[i], exponent[i], 1), aside(under[i], exponent[i], -1);
     }
     for (int i = 0; i < N; ++i) {
-        aside(over[i], exponent[i], 1);
+        rest[i] += part[i];
+        // Close factors are above 0.08: 32 of them, after a mantissa, are still a float.
+        if (!CLOSE || first / GROUP % 4 == 3) aside(over[i], exponent[i], 1);
         if (!CLOSE) aside(under[i], exponent[i], -1);
     }
 }
@@ -235,6 +271,7 @@ void score_rows(float* const* out, const float* const* q, const Keys& keys, long
                 multiply<CHANNELS, N, false>(q, keys, j, first, last, over, under, exponent, rest);
         }
         for (int i = 0; i < N; ++i) {
+            aside(over[i], exponent[i], 1);
             const vec logarithm = log2_near(over[i] / under[i]) + rest[i] + __builtin_convertvector(exponent[i], vec);
             const vec value = rate[i] * (logarithm + load(keys.taint.data() + j));
             if (j + LANES <= columns)
@@ -260,7 +297,7 @@ void slope_rows(const float* const* tilt, const float* const* q, float* const* d
                 vec apart[CHANNELS], h;
                 const vec w = square<CHANNELS>(q[i] + c * CHANNELS, k + j, keys.stride, apart);
                 if (close) {
-                    h = slope_near(w) / (PI_SQUARE - w);
+                    h = slope_near(w) * inverse(PI_SQUARE - w);
                 } else {
                     vec multiple;
                     const vec u = distance<CHANNELS>(w, apart), r = reduced(u, multiple), v = r * r;
@@ -320,7 +357,7 @@ void slope(const float* tilt, const float* q, const float* k, float* dq, float* 
     for (long b = 0; b < batch; ++b)
         for (long piece = 0; piece < pieces; ++piece) {
             static thread_local Keys keys;
-            static thread_local std::vector<float> pushed, pulled;
+            static thread_local Row pushed, pulled;
             const long first = piece * each, last = std::min(first + each, components);
             if (first >= last) continue;
             keys.pack(k + b * strides[4], strides[5], channels, columns);
