@@ -126,6 +126,8 @@ class Request:
         mask: Names of the mask's conditions: causal, window, document, padding.
         rotation: Whether queries and keys are rotated.
         isometric: Whether that keeps their norms.
+        rotated: Channels of them that are rotated, in pairs; None: unknown.
+        interleaved: Whether these pairs are neighbouring channels, or halves.
         scaled: Whether each query has a factor of its own on its logits.
         head_dim: Width of queries and keys.
         value_dim: Width of values.
@@ -140,6 +142,8 @@ class Request:
     mask: frozenset[str] = frozenset({"causal"})
     rotation: bool = False
     isometric: bool = True
+    rotated: int | None = None
+    interleaved: bool = False
     scaled: bool = False
     head_dim: int = 64
     value_dim: int = 64

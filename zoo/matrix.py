@@ -48,6 +48,8 @@ def request(position: PositionEncoding, **known: Any) -> Request:
         rung=rung(encoding.bias),
         rotation=rotation is not None,
         isometric=rotation is None or rotation.isometric,
+        rotated=2 * rotation.cos.shape[-1] if rotation is not None else None,
+        interleaved=rotation is not None and rotation.interleaved,
         scaled=isinstance(encoding.scale, torch.Tensor),
         head_dim=rotation.width(geometry.head_dim) if rotation is not None else geometry.head_dim,
         value_dim=geometry.head_dim,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import zoo
 from zoo import checkpoints
 from zoo.errors import ZooError
-from zoo.position import PositionEncoding
+from zoo.position import Exact
 from zoo.schedules import Schedule
 from zoo.trunk import Trunk
 
@@ -35,7 +35,7 @@ class Task(LightningModule):
     """What the tasks share: building the network, optimizing it, saving what it is.
 
     Args:
-        optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings and encodings.
+        optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings, encodings, kernels.
         schedule: Factor on the learning rate over the steps (default: constant).
         weights: Checkpoint whose weights the run starts from, with a fresh optimizer at step 0.
         compile: Run the network under torch.compile.
@@ -183,7 +183,7 @@ class Task(LightningModule):
         """Parameters in two groups: matrices, which decay, and all others, which do not."""
         spared = {id(getattr(self.network, "prefix", None))}  # class and register tokens are embeddings too
         for module in self.modules():
-            if isinstance(module, PositionEncoding | nn.Embedding):
+            if isinstance(module, Exact | nn.Embedding):
                 spared |= {id(parameter) for parameter in module.parameters()}
         wanted = [p for p in self.parameters() if p.requires_grad]
         decays = [p for p in wanted if p.ndim >= 2 and id(p) not in spared]

@@ -40,7 +40,7 @@ class LanguageModel(Task):
         sequence_parallel: Neighbouring processes that share each sequence, so that it may be as many times longer in
             the same memory (DeepSpeed-Ulysses, arXiv:2309.14509). Of the machine, not of the model: no checkpoint
             keeps it, and a run may be continued with another number.
-        optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings and encodings.
+        optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings, encodings, kernels.
         schedule: Factor on the learning rate over the steps (default: constant).
         weights: Checkpoint whose weights the run starts from, with a fresh optimizer at step 0.
         compile: Run the network under torch.compile.
@@ -247,7 +247,7 @@ class ImageClassifier(Task):
         channels: Channels of an image (default: the data's).
         size: Height and width at first training, in pixels (default: the data's).
         smoothing: Label smoothing.
-        optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings and encodings.
+        optimizer: Optimizer and its own arguments; weight decay spares norms, biases, embeddings, encodings, kernels.
         schedule: Factor on the learning rate over the steps (default: constant).
         weights: Checkpoint whose weights the run starts from, with a fresh optimizer at step 0.
         compile: Run the network under torch.compile.

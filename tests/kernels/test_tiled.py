@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from zoo_kernels import tiled
+from zoo_kernels import tiles
 from zoo_kernels.profile import diagonals, skewed
 from zoo_kernels.tiled import Tiled
 
@@ -70,7 +70,7 @@ def test_sums_along_diagonals(rows, columns):
 @pytest.mark.parametrize(("groups", "most"), [(2, 45), (1, 200)])
 def test_many_tiles_and_parts(case, geometry, rung, conditions, groups, most, monkeypatch):
     """Tiles of 5 keys, in parts of one head and of several."""
-    monkeypatch.setattr(tiled, "room", lambda device: (5, most))
+    monkeypatch.setattr(tiles, "room", lambda device: (5, most))
     one = case(rung, conditions, 23, groups=groups, width=3)
     for found, wanted in zip(one.all(Tiled(geometry, block=8)), one.all(Eager(geometry)), strict=True):
         torch.testing.assert_close(found, wanted)
@@ -80,7 +80,7 @@ def test_many_tiles_and_parts(case, geometry, rung, conditions, groups, most, mo
 @pytest.mark.parametrize("most", [1, 90, 300, 1000])
 def test_parts(case, geometry, groups, most, monkeypatch):
     """Of one head of a group, of a group, of all heads, and of both examples."""
-    monkeypatch.setattr(tiled, "room", lambda device: (5, most))
+    monkeypatch.setattr(tiles, "room", lambda device: (5, most))
     for rung in ("none", "toeplitz", "pointwise", "pointwise_ragged", "dense_ragged"):
         one = case(rung, "causal", 23, groups=groups, width=3)
         for found, wanted in zip(one.all(Tiled(geometry, block=8)), one.all(Eager(geometry)), strict=True):
@@ -88,7 +88,7 @@ def test_parts(case, geometry, groups, most, monkeypatch):
 
 
 def test_a_prefix_in_many_tiles(case, geometry, monkeypatch):
-    monkeypatch.setattr(tiled, "room", lambda device: (5, 45))
+    monkeypatch.setattr(tiles, "room", lambda device: (5, 45))
     for rung in ("slopes", "toeplitz", "pointwise", "dense", "dense_ragged"):
         one = case(rung, "none", 23, prefix=7, width=3)
         for found, wanted in zip(one.all(Tiled(geometry, block=4)), one.all(Eager(geometry)), strict=True):
@@ -114,7 +114,7 @@ def plain(geometry, bias, mask, scale=0.4):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("padded", [False, True])
 def test_positions_that_start_anew_in_each_document_need_no_index(geometry, monkeypatch, causal, padded):
-    monkeypatch.setattr(tiled, "room", lambda device: (5, 45))
+    monkeypatch.setattr(tiles, "room", lambda device: (5, 45))
     rows = [packed(7, 1, 12), packed(20) if padded else packed(3, 9, 8)]
     numbers, at = (torch.stack(x) for x in zip(*rows, strict=True))
     padding = torch.tensor([0, 4]) if padded else None
@@ -145,9 +145,9 @@ def test_documents_that_have_no_profile_are_told_apart(geometry):
 
 
 def test_tiles_of_which_nothing_is_seen_are_left_out(geometry, monkeypatch):
-    seen, logits = [], tiled.logits
-    monkeypatch.setattr(tiled, "room", lambda device: (5, 1000))
-    monkeypatch.setattr(tiled, "logits", lambda *args: seen.append(args) or logits(*args))
+    seen, logits = [], tiles.Job.logits
+    monkeypatch.setattr(tiles, "room", lambda device: (5, 1000))
+    monkeypatch.setattr(tiles.Job, "logits", lambda job, *args: seen.append(args) or logits(job, *args))
     numbers, q = torch.stack([packed(10, 10)[0], packed(20)[0]]), torch.randn(2, 4, 20, 8)
     Tiled(geometry, block=5)(q, q[:, :2], q[:, :2], mask=Mask(causal=True, documents=numbers))
     # Of four blocks, the first example sees 1, 2, 1, 2 tiles and the second 1, 2, 3, 4.
@@ -156,7 +156,7 @@ def test_tiles_of_which_nothing_is_seen_are_left_out(geometry, monkeypatch):
 
 def test_the_gradient_of_a_dense_bias_is_added_up_in_place(geometry, monkeypatch):
     """By autograd each tile would make a gradient of the whole bias."""
-    monkeypatch.setattr(tiled, "room", lambda device: (5, 45))
+    monkeypatch.setattr(tiles, "room", lambda device: (5, 45))
     monkeypatch.setattr(torch.autograd, "grad", None)
     q, whole = torch.randn(1, 4, 20, 8, requires_grad=True), torch.randn(1, 4, 20, 20, requires_grad=True)
     Tiled(geometry, block=4)(q, q, q, bias=Dense(whole * 1), mask=Mask(causal=True)).sum().backward()

@@ -1,0 +1,123 @@
+"""FourierIntegral: a query weighs keys by the product over channels of sinc(R (q - k)) to a power.
+
+Everything is done with logarithms, so nothing underflows, and by tiles, so memory is linear in the length; the bias of
+an encoding is added to the logarithm. What is wanted of R and p comes by autograd from R q, R k and p.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.bias import Bias, Dense
+from zoo.errors import ZooError
+from zoo.kernel import Kernel, Mask, Request
+from zoo.position import Geometry
+from zoo_kernels.features import attention
+from zoo_kernels.fourier import choice
+from zoo_kernels.fourier.bandwidth import Bandwidth, Per, Radius
+from zoo_kernels.fourier.choice import Implementation
+from zoo_kernels.tiles import tiled
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class FourierIntegral(Kernel):
+    """Fourier integral attention: softmax over p times the sum over channels of ln |sinc(R (q - k))|.
+
+    Source: FourierFormer, Nguyen et al. 2022, arXiv:2206.00206, in logarithms. weights_ij = softmax_j(p sum_d
+    ln |sinc(R_hd (q_id - k_jd))| + bias_ij), with sinc(u) = sin(u) / u and one R per head and channel. A scale of the
+    logits relative to 1 / sqrt(head_dim) multiplies p. Shapes and masks as in Eager, O(length x block) memory; carries
+    biases up to Dense; trains on any device, and gives the same bits twice. Under torch.compile it breaks the graph.
+
+    Queries and keys are taken to float32 before they are subtracted. Rounded to bfloat16 by their projection (autocast)
+    they leave logits good to about 0.02 where R is "matched" to queries and keys of variance one, and no better than
+    several units where R is 1: train in float32, or float16. Refuses rotations, since turned queries and keys are
+    further from each other in some channels and nearer in others depending on where they stand, and factors per query.
+
+    Raises ZooError for numbers that are not above 0, and for an implementation that is not to be had.
+
+    Args:
+        power: p, above 0; 4 in the published models, even not needed, as |sinc| is taken.
+        learn_power: Learn one p per head, from `power` on.
+        radius: R in the beginning: a number, "matched" to softmax attention, or that of the "official" release.
+        per: What has an R of its own: the layer, each head, each channel, or both.
+        null: One more logit in every row, whose value is 0; the release's guard is -13.8155, ln 1e-6 (default: none).
+        implementation: native (C++, float32 on a CPU), torch, or the fastest there is.
+        block: Queries in a block, at most; memory grows with it.
+    """
+
+    form, fuses = "fourier", Dense
+    divisible = True
+    pairs = False
+    """Whether a component is a pair of channels."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        power: float = 4.0,
+        learn_power: bool = False,
+        radius: Radius = "matched",
+        per: Per = "both",
+        null: float | None = None,
+        implementation: Implementation = "auto",
+        block: int = 256,
+    ) -> None:
+        super().__init__(geometry)
+        if block < 1:
+            raise ZooError(f"A block of {type(self).__name__} holds at least 1 query, and got {block}.")
+        self.bandwidth = Bandwidth(
+            geometry, power=power, learn_power=learn_power, radius=radius, per=per, pairs=self.pairs
+        )
+        self.null, self.implementation, self.block = null, implementation, block
+
+    def refuses(self, request: Request) -> list[str]:
+        name, reasons = type(self).__name__, [*unserved(type(self).__name__, request)]
+        if request.rotation:
+            reasons.append(
+                f"{name} takes queries from keys channel by channel, and a rotation moves their differences between "
+                "channels: weights would tell where the tokens stand, not how far apart. Encodings that are added to "
+                "embeddings or logits (Sinusoidal, ALiBi, T5, FIRE) go with it, and FourierRadial goes with RoPE."
+            )
+        return reasons
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
+    ) -> Tensor:
+        self.check(bias)
+        with torch.autocast(q.device.type, enabled=False):
+            a, b, values, rate = self.bandwidth.scaled(self.arranged(q), self.arranged(k), v, self.share, scale)
+            asked = a.device, a.dtype, self.implementation
+            score = choice.score(*asked, pairs=self.pairs, learned=rate.requires_grad)
+            rows = torch.cat((a, rate.view(-1, 1, 1).expand(*a.shape[:3], 1)), -1)
+            return tiled(rows, b, values, bias, mask or Mask(), score, self.block, self.null).to(q.dtype)
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """Channels in the order in which components are taken from them."""
+        return x
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
+    ) -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):
+            a, b, c, rate = self.bandwidth.scaled(self.arranged(q), self.arranged(k), v, self.share, scale)
+            b, c = (x.repeat_interleave(a.shape[1] // x.shape[1], 1) for x in (b, c))
+            rows = [self.distances(row.unsqueeze(-2) - b) for row in a.unbind(2)]
+            logarithms = [torch.sinc(u / torch.pi).abs().clamp(min=1e-30).log().sum(-1) for u in rows]
+            sink = None if self.null is None else rate.new_full((a.shape[1],), self.null)
+            return attention(rate.view(-1, 1, 1) * torch.stack(logarithms, 2), c, bias, mask, sink).to(q.dtype)
+
+    def distances(self, apart: Tensor) -> Tensor:
+        """u of each component, given differences in each channel as `arranged`."""
+        return apart
+
+
+def unserved(name: str, request: Request) -> list[str]:
+    """Why no form of Fourier attention serves a request, as far as all of them are alike."""
+    reasons = []
+    if request.scaled:
+        reasons.append(f"{name} has no place for a factor per query: it would move the query, not sharpen its row.")
+    if request.dtype is not None and request.dtype not in FLOATS:
+        reasons.append(f"{name} computes with real floating-point numbers, and this is {request.dtype}.")
+    return reasons

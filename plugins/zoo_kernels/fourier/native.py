@@ -1,0 +1,121 @@
+"""The score in C++ (native.cpp), for float32 on a CPU: built once for the machine at hand, when first asked for.
+
+The source has a C interface and knows nothing of torch; torch's extension mechanism finds the compiler and runs it. It
+builds in a folder of its own, from which the finished library is moved to the cache under a name that tells source,
+compiler flags and processor: processes may build at the same time, and one that is killed leaves no lock behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo_kernels.fourier.sinc import Sinc
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
+GET = "A C++ compiler (apt install g++) and ninja (pip install ninja) make it several times as fast."
+
+
+class Native(Sinc):
+    """`Sinc`, vectorised and on all of torch's threads; tensors are float32 on a CPU."""
+
+    def onto(self, logits: Tensor, q: Tensor, k: Tensor) -> None:
+        strides = *logits.stride()[:2], *q.stride()[:2], k.stride(0), k.stride(2)
+        shape = *logits.shape, k.shape[2]
+        compiled().zoo_fourier_score(*addresses(logits, q, k), sizes(*shape), sizes(*strides), *self.how)
+
+    def logarithm(self, q: Tensor, k: Tensor) -> Tensor:
+        rows = q.clone()
+        rows[..., -1] = 1
+        out = q.new_zeros(*q.shape[:2], k.shape[1])
+        self.onto(out, rows, k)
+        return out
+
+    def pull_tokens(self, tilt: Tensor, q: Tensor, k: Tensor, dq: Tensor | None, dk: Tensor | None) -> None:
+        dq = torch.empty_like(q) if dq is None else dq
+        dk = torch.empty_like(k.mT) if dk is None else dk
+        strides = *tilt.stride()[:2], *q.stride()[:2], k.stride(0), k.stride(2), *dq.stride()[:2], *dk.stride()[:2]
+        shape = *tilt.shape, k.shape[2]
+        compiled().zoo_fourier_slope(*addresses(tilt, q, k, dq, dk), sizes(*shape), sizes(*strides), *self.how)
+
+    @property
+    def how(self) -> tuple[int, int]:
+        """Whether components are pairs, and threads."""
+        return int(self.width == 2), torch.get_num_threads()
+
+
+def compiled() -> ctypes.CDLL:
+    """The library, where there is one."""
+    found, reason = library()
+    assert found is not None, reason
+    return found
+
+
+def addresses(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    """Where the numbers of some tensors are."""
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+
+def sizes(*numbers: int) -> ctypes.Array[ctypes.c_long]:
+    """Numbers as C++ reads them."""
+    return (ctypes.c_long * len(numbers))(*numbers)
+
+
+@cache
+def library() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled source, or why there is none; built where the cache of this machine does not have it."""
+    from torch.utils import cpp_extension
+
+    place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    told = " ".join([*FLAGS, cpp_extension.get_cxx_compiler(), torch.__version__, processor()])
+    name = f"zoo_fourier_{hashlib.sha256(SOURCE.read_bytes() + told.encode()).hexdigest()[:16]}"
+    path = place / f"{name}.so"
+    try:
+        if not path.exists():
+            build(name, path)
+        return ctypes.CDLL(str(path)), ""
+    except (OSError, RuntimeError, ImportError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return None, next((line for line in lines if "error" in line.lower()), lines[0] if lines else repr(error))
+
+
+def build(name: str, path: Path) -> None:
+    """Compile the source and move what comes out to its place, whole."""
+    from torch.utils import cpp_extension
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = os.environ.get("PATH", "")
+    # Where ninja is installed beside a Python that was called by its path.
+    os.environ["PATH"] = os.pathsep.join([before, str(Path(sys.executable).parent)])
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=path.parent) as folder:
+            cpp_extension.load(
+                name,
+                [str(SOURCE)],
+                extra_cflags=FLAGS,
+                extra_ldflags=["-fopenmp"],
+                build_directory=folder,
+                is_python_module=False,
+            )
+            os.replace(Path(folder) / f"{name}.so", path)
+    finally:
+        os.environ["PATH"] = before
+
+
+def processor() -> str:
+    """What the instructions that may be used depend on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
