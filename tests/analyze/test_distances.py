@@ -15,7 +15,20 @@ from zoo.kernel import Kernel, Mask
 from zoo.position import Geometry, Slopes
 
 GEOMETRY = Geometry(dim=24, heads=4, kv_heads=4, head_dim=6, length=(13,))
-KERNELS = ("Eager", "Auto", "SDPA", "Tiled", "OffByOne", "Sink", "RBF", "Cosine", "Sigmoid", "LinearAttention")
+KERNELS = (
+    "Eager",
+    "Auto",
+    "SDPA",
+    "Tiled",
+    "OffByOne",
+    "Sink",
+    "RBF",
+    "Cosine",
+    "Sigmoid",
+    "LinearAttention",
+    "FourierIntegral",
+    "FourierQuartic",
+)
 
 
 def build(name: str, **changes) -> Kernel:

@@ -115,6 +115,7 @@ KINDS = {
     "Cosine": ["--model.kernel=Cosine"],
     "Sigmoid": ["--model.kernel=Sigmoid", "--model.position=ALiBi"],
     "LinearAttention": ["--model.kernel=LinearAttention", "--model.position=Sinusoidal"],
+    "FourierIntegral": ["--model.kernel=FourierIntegral", "--model.position=Sinusoidal"],
     "a window and layers without": ["--model.window=5", "--model.nope_every=2", "--model.kernel=Tiled"],
     "recomputed": ["--model.checkpointing=true", "--model.position=FIRE", "--model.norm_at=after"],
     "content": ["--model.position=FoX", "--model.kernel=Sink"],

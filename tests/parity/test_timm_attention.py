@@ -25,7 +25,7 @@ from timm.layers import Attention  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 from zoo_kernels.timm import attention  # noqa: E402
 
-KERNELS = ("SDPA", "Auto", "RBF", "Cosine", "Sigmoid", "LinearAttention", "FourierIntegral")
+KERNELS = ("SDPA", "Auto", "RBF", "Cosine", "Sigmoid", "LinearAttention", "FourierIntegral", "FourierQuartic")
 
 
 @pytest.fixture(autouse=True)
