@@ -66,7 +66,8 @@ def test_every_requirement_is_pinned():
     wanted = [*PROJECT["dependencies"], "hatchling", "mypy", "ruff", "tox"]
     for extra in PROJECT["optional-dependencies"].values():
         wanted += extra
-    assert {name(each) for each in wanted} <= set(PINS)
+    # timm brings torchvision, and that the CUDA build of torch: its environment installs it by itself.
+    assert {name(each) for each in wanted} - {"timm"} <= set(PINS)
 
 
 def test_torch_is_pinned_without_a_build_and_nothing_of_cuda_is():

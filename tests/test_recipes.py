@@ -44,6 +44,42 @@ def test_a_comparison_differs_in_the_line_that_names_the_encoding(pattern, encod
     assert [[line.strip() for line in lines] for lines in different] == [[f"position: {name}" for name in encodings]]
 
 
+@pytest.mark.parametrize(
+    ("name", "twins"),
+    [
+        ("fourier_quickstart", ["softmax", "rbf", "quartic"]),
+        ("fourier_digits", ["softmax", "rbf", "quartic"]),
+        ("fourierformer_wt103", ["softmax", "rbf"]),
+        ("fourierformer_deit_ti", ["softmax"]),
+    ],
+)
+def test_twins_differ_in_the_line_that_names_the_kernel(name, twins):
+    assert {twin for twin in NAMES if twin.startswith(f"{name}_")} == {f"{name}_{end}" for end in twins}
+    own = NAMES[name].read_text().splitlines()[1:]
+    assert "  callbacks: [HeadRedundancy]" in own
+    for end, kernel in zip(twins, ("Auto", "RBF", "FourierQuartic"), strict=False):
+        other = NAMES[f"{name}_{end}"].read_text().replace(f"{name}_{end}", name).splitlines()[1:]
+        different = [(mine.strip(), line.strip()) for mine, line in zip(own, other, strict=True) if mine != line]
+        assert len(different) == 1
+        assert different[0][0].startswith("kernel: ")
+        assert "FourierIntegral" in different[0][0]
+        assert different[0][1] == f"kernel: {kernel}"
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("fourier_quickstart", "quickstart"), ("fourier_digits", "vit_quickstart")]
+)
+def test_small_fourier_models_are_those_of_the_quickstarts(name, other):
+    """Same size, optimizer, data and steps; other positions, since rotations do not go with these kernels."""
+    mine, theirs = (yaml.safe_load(NAMES[each].read_text()) for each in (name, other))
+    assert mine["model"]["init_args"].pop("kernel") == "FourierIntegral"
+    for recipe in (mine, theirs):
+        del recipe["model"]["init_args"]["position"], recipe["trainer"]["default_root_dir"]
+        recipe.pop("extend", None)
+    del mine["trainer"]["callbacks"]
+    assert mine == theirs
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_data_out_of_reach_names_the_way_out(path, tmp_path, monkeypatch):
     recipe = yaml.safe_load(path.read_text())
@@ -55,7 +91,11 @@ def test_data_out_of_reach_names_the_way_out(path, tmp_path, monkeypatch):
         fit(path, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["rope_125m", "alibi_125m", "fope_125m"])
+WT103 = [name for name in NAMES if name.startswith("fourierformer_wt103")]
+DEIT = [name for name in NAMES if name.startswith("fourierformer_deit_ti")]
+
+
+@pytest.mark.parametrize("name", ["rope_125m", "alibi_125m", "fope_125m", *WT103])
 def test_the_comparison_trains_on_local_files(name, tmp_path, monkeypatch):
     for number in range(6):
         (tmp_path / f"{number}.txt").write_text(" ".join(f"word{number * i % 89}" for i in range(400)))
@@ -74,7 +114,8 @@ def test_the_comparison_trains_on_local_files(name, tmp_path, monkeypatch):
     fit(NAMES[name], tmp_path / "run", monkeypatch, *small, *flags)
 
 
-def test_the_vision_transformer_trains_on_a_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["vit_s16", *DEIT])
+def test_the_vision_transformer_trains_on_a_folder(name, tmp_path, monkeypatch):
     from PIL import Image
 
     for part in ("train", "test"):
@@ -85,7 +126,7 @@ def test_the_vision_transformer_trains_on_a_folder(tmp_path, monkeypatch):
     small = ["--model.dim=32", "--model.layers=1", "--model.heads=2", "--data.size=32", "--data.batch=4"]
     flags = [f"--data.files={tmp_path}", f"--data.cache={tmp_path / 'cache'}", "--data.workers=0"]
     fit(
-        NAMES["vit_s16"],
+        NAMES[name],
         tmp_path / "run",
         monkeypatch,
         *small,
@@ -93,6 +134,22 @@ def test_the_vision_transformer_trains_on_a_folder(tmp_path, monkeypatch):
         "--trainer.max_steps=2",
         "--trainer.max_epochs=1",
     )
+
+
+SMALL = [name for name in NAMES if name.startswith(("fourier_quickstart", "fourier_digits"))]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_twins_train_and_show_their_heads(name, tmp_path, monkeypatch):
+    flags = ["--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0", "--data.workers=0"]
+    if "digits" in name:
+        flags += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=1"]
+    else:
+        flags += ["--data.limit=400000", "--data.tokenizer=bytes", f"--data.cache={tmp_path}"]
+        flags += ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--data.batch=4"]
+    fit(NAMES[name], tmp_path / "run", monkeypatch, *flags)
+    (table,) = tmp_path.rglob("metrics.csv")
+    assert "val/head_distance,val/head_distance_relative" in table.read_text().partition("\n")[0]
 
 
 @pytest.mark.slow

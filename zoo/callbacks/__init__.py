@@ -4,7 +4,8 @@ from zoo.callbacks.nonfinite import NonFinite
 from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.preemption import Preemption
 from zoo.callbacks.progress import Progress
+from zoo.callbacks.redundancy import HeadRedundancy
 from zoo.callbacks.release import Release
 from zoo.callbacks.throughput import Throughput
 
-__all__ = ["NonFinite", "Predictions", "Preemption", "Progress", "Release", "Throughput"]
+__all__ = ["HeadRedundancy", "NonFinite", "Predictions", "Preemption", "Progress", "Release", "Throughput"]
