@@ -47,6 +47,7 @@ def test_the_wheel_carries_the_three_packages_and_nothing_else(wheel):
         "zoo/py.typed",
         "zoo_positions/py.typed",
         "zoo_kernels/py.typed",
+        "zoo_kernels/fourier/native.cpp",
     }
 
 

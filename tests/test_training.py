@@ -74,6 +74,17 @@ def test_warmup_stable_decay():
             WarmupStableDecay(**wrong)
 
 
+def test_weight_decay_spares_what_kernels_learn():
+    position, kernel = plugins.load("zoo.positions", "ALiBi"), plugins.load("zoo.kernels", "FourierIntegral")
+    task = language_model(position=partial(position), kernel=partial(kernel))
+    task.configure_model()
+    decays, rest = task.groups()
+    radius = task.network.trunk.kernel.bandwidth.log_radius
+    assert radius.ndim == 2
+    assert any(radius is parameter for parameter in rest["params"])
+    assert not any(radius is parameter for parameter in decays["params"])
+
+
 def test_weight_decay_spares_what_it_should():
     position = partial(plugins.load("zoo.positions", "Learned"))
     task = language_model(position=position, qkv_bias=True, norm="LayerNorm")

@@ -221,6 +221,7 @@ inline void multiply(const float* const* q, const Keys& keys, long j, long first
         for (int i = 0; i < N; ++i) aside(over[i], exponent[i], 1);
     for (long c = first; c < last; ++c) {
         const float* k = keys.values.data() + c * CHANNELS * keys.stride + j;
+#pragma GCC unroll 4
         for (int i = 0; i < N; ++i) {
             vec apart[CHANNELS];
             const vec w = square<CHANNELS>(q[i] + c * CHANNELS, k, keys.stride, apart);
@@ -282,40 +283,53 @@ void score_rows(float* const* out, const float* const* q, const Keys& keys, long
     }
 }
 
-// Gradients of N rows and their keys in components first to last, given that of the score, times the rate.
+// Gradients of N rows and of all keys in one component, given that of the score, times the rate.
+template <int CHANNELS, int N, bool CLOSE>
+inline void slope_component(const float* const* tilt, const float* const* q, float* const* dq, const float* k, float* dk,
+                            long stride, long channel) {
+    vec pull[N][CHANNELS] = {};
+    const float* row[N];
+    const float* push[N];
+    for (int i = 0; i < N; ++i) row[i] = q[i] + channel, push[i] = tilt[i];
+    for (long j = 0; j < stride; j += LANES) {
+        vec total[CHANNELS] = {};
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i) {
+            vec apart[CHANNELS], h;
+            const vec w = square<CHANNELS>(row[i], k + j, stride, apart);
+            if (CLOSE) {
+                h = slope_near(w) * inverse(PI_SQUARE - w);
+            } else {
+                vec multiple;
+                const vec u = distance<CHANNELS>(w, apart), r = reduced(u, multiple), v = r * r;
+                vec s = sine(v) * r;
+                const ivec zero = (s < 1e-9f) & (s > -1e-9f), at_home = multiple == 0.0f;
+                s = zero ? all(1e-9f) : s;
+                h = (at_home ? slope_near(v) : u * cosine(v) - s) / (at_home ? PI_SQUARE - v : w * s);
+            }
+            const vec x = load(push[i] + j) * h;
+            for (int n = 0; n < CHANNELS; ++n) {
+                pull[i][n] += x * apart[n];
+                total[n] += x * apart[n];
+            }
+        }
+        for (int n = 0; n < CHANNELS; ++n) store(dk + n * stride + j, load(dk + n * stride + j) - total[n]);
+    }
+    for (int i = 0; i < N; ++i)
+        for (int n = 0; n < CHANNELS; ++n) dq[i][channel + n] += sum(pull[i][n]);
+}
+
+// The same in components first to last.
 template <int CHANNELS, int N>
 void slope_rows(const float* const* tilt, const float* const* q, float* const* dq, const Keys& keys, float* dk,
                 long first, long last) {
     for (long c = first; c < last; ++c) {
-        const bool close = keys.near<CHANNELS>(q, N, c, c + 1);
         const float* k = keys.values.data() + c * CHANNELS * keys.stride;
         float* back = dk + (c - first) * CHANNELS * keys.stride;
-        vec pull[N][CHANNELS] = {};
-        for (long j = 0; j < keys.stride; j += LANES) {
-            vec total[CHANNELS] = {};
-            for (int i = 0; i < N; ++i) {
-                vec apart[CHANNELS], h;
-                const vec w = square<CHANNELS>(q[i] + c * CHANNELS, k + j, keys.stride, apart);
-                if (close) {
-                    h = slope_near(w) * inverse(PI_SQUARE - w);
-                } else {
-                    vec multiple;
-                    const vec u = distance<CHANNELS>(w, apart), r = reduced(u, multiple), v = r * r;
-                    vec s = sine(v) * r;
-                    const ivec zero = (s < 1e-9f) & (s > -1e-9f), at_home = multiple == 0.0f;
-                    s = zero ? all(1e-9f) : s;
-                    h = (at_home ? slope_near(v) : u * cosine(v) - s) / (at_home ? PI_SQUARE - v : w * s);
-                }
-                const vec x = load(tilt[i] + j) * h;
-                for (int n = 0; n < CHANNELS; ++n) {
-                    pull[i][n] += x * apart[n];
-                    total[n] += x * apart[n];
-                }
-            }
-            for (int n = 0; n < CHANNELS; ++n) store(back + n * keys.stride + j, load(back + n * keys.stride + j) - total[n]);
-        }
-        for (int i = 0; i < N; ++i)
-            for (int n = 0; n < CHANNELS; ++n) dq[i][c * CHANNELS + n] += sum(pull[i][n]);
+        if (keys.near<CHANNELS>(q, N, c, c + 1))
+            slope_component<CHANNELS, N, true>(tilt, q, dq, k, back, keys.stride, c * CHANNELS);
+        else
+            slope_component<CHANNELS, N, false>(tilt, q, dq, k, back, keys.stride, c * CHANNELS);
     }
 }
 

@@ -11,6 +11,9 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
+import shutil
+import subprocess
 import sys
 import tempfile
 from functools import cache
@@ -22,7 +25,7 @@ from torch import Tensor
 from zoo_kernels.fourier.sinc import Sinc
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
 GET = "A C++ compiler (apt install g++) and ninja (pip install ninja) make it several times as fast."
 
 
@@ -77,16 +80,19 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     from torch.utils import cpp_extension
 
     place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    told = " ".join([*FLAGS, cpp_extension.get_cxx_compiler(), torch.__version__, processor()])
+    compiler = cpp_extension.get_cxx_compiler()
+    told = " ".join([*FLAGS, compiler, torch.__version__, processor()])
     name = f"zoo_fourier_{hashlib.sha256(SOURCE.read_bytes() + told.encode()).hexdigest()[:16]}"
     path = place / f"{name}.so"
     try:
         if not path.exists():
+            if shutil.which(shlex.split(compiler)[0]) is None:
+                return None, f"there is no compiler {compiler}"
             build(name, path)
         return ctypes.CDLL(str(path)), ""
-    except (OSError, RuntimeError, ImportError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return None, next((line for line in lines if "error" in line.lower()), lines[0] if lines else repr(error))
+    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        return None, next((line for line in lines if "error:" in line), lines[-1]).rstrip(".")
 
 
 def build(name: str, path: Path) -> None:

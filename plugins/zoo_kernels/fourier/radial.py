@@ -7,6 +7,8 @@ up to 0.45 in total variation).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,8 @@ class FourierRadial(FourierIntegral):
         radius: R in the beginning: a number, "matched" to softmax attention, or that of the "official" release.
         per: What has an R of its own: the layer, each head, each pair ("channel"), or both.
         null: One more logit in every row, whose value is 0 (default: none).
-        interleaved: Pairs are neighbouring channels, as the encoding's argument of that name says of it.
-        rotary: Channels that are rotated, if not all; the others are paired among themselves, in the same way.
+        pairing: Pairs are channels (t, t + r/2) for "half", (2t, 2t + 1) for "interleaved", as in the encoding.
+        fraction: Part of a head's channels that is rotated, as in the encoding; the others pair among themselves.
         implementation: native (C++, float32 on a CPU), torch, or the fastest there is.
         block: Queries in a block, at most; memory grows with it.
     """
@@ -51,8 +53,8 @@ class FourierRadial(FourierIntegral):
         radius: Radius = "matched",
         per: Per = "both",
         null: float | None = None,
-        interleaved: bool = False,
-        rotary: int | None = None,
+        pairing: Literal["half", "interleaved"] = "half",
+        fraction: float = 1.0,
         implementation: Implementation = "auto",
         block: int = 256,
     ) -> None:
@@ -70,10 +72,11 @@ class FourierRadial(FourierIntegral):
             implementation=implementation,
             block=block,
         )
-        self.interleaved, self.rotary = interleaved, geometry.head_dim if rotary is None else rotary
-        if self.rotary % 2 or not 0 <= self.rotary <= geometry.head_dim:
+        self.pairing, self.rotated = pairing, int(fraction * geometry.head_dim)
+        if pairing not in ("half", "interleaved") or self.rotated % 2 or not 0 < self.rotated <= geometry.head_dim:
             raise ZooError(
-                f"FourierRadial has an even number of rotary channels, up to {geometry.head_dim}; got {rotary}."
+                f"FourierRadial pairs an even number of channels, up to {geometry.head_dim}, half or interleaved; got "
+                f"{self.rotated} (fraction {fraction}), {pairing}."
             )
 
     def refuses(self, request: Request) -> list[str]:
@@ -83,23 +86,23 @@ class FourierRadial(FourierIntegral):
                 "FourierRadial measures distances of queries from keys, and this rotation changes norms: a distance "
                 "would tell where the tokens stand. Rotations that keep norms (RoPE) and biases (ALiBi) go with it."
             )
-        if request.rotation and request.rotated not in (None, self.rotary):
+        if request.rotation and request.rotated not in (None, self.rotated):
             reasons.append(
-                f"FourierRadial pairs {self.rotary} channels and this encoding rotates {request.rotated}.   "
-                f"Try:  --model.kernel.rotary {request.rotated}"
+                f"FourierRadial pairs {self.rotated} channels and this encoding rotates {request.rotated}.   "
+                f"Try:  --model.kernel.fraction {(request.rotated or 0) / self.geometry.head_dim:g}"
             )
-        if request.rotation and request.interleaved != self.interleaved:
-            told, other = ("neighbours", "halves") if request.interleaved else ("halves", "neighbours")
+        if request.rotation and request.interleaved != (self.pairing == "interleaved"):
+            other = "half" if self.pairing == "interleaved" else "interleaved"
             reasons.append(
-                f"This encoding rotates {told} and FourierRadial pairs {other}.   "
-                f"Try:  --model.kernel.interleaved {str(request.interleaved).lower()}"
+                f"This encoding's pairs are {other}, and FourierRadial's {self.pairing}.   "
+                f"Try:  --model.kernel.pairing {other}"
             )
         return reasons
 
     def arranged(self, x: Tensor) -> Tensor:
-        if self.interleaved:
+        if self.pairing == "interleaved":
             return x
-        parts = (x[..., : self.rotary], x[..., self.rotary :])
+        parts = (x[..., : self.rotated], x[..., self.rotated :])
         return torch.cat([part.unflatten(-1, (2, -1)).mT.flatten(-2) for part in parts if part.shape[-1]], -1)
 
     def distances(self, apart: Tensor) -> Tensor:
