@@ -307,10 +307,10 @@ def columns(
             drate += tl.sum(ds * total, 0)
             if DLINE is not None:
                 here, before = diagonals(ds, SIZE)
-                at = j0 - i0 + tl.arange(0, SIZE) + M - 1
-                into = DLINE + head * (M + N - 1) + at
-                tl.atomic_add(into, here, mask=(at >= 0) & (at < M + N - 1), sem="relaxed")
-                tl.atomic_add(into - SIZE, before, mask=(at >= SIZE) & (at < M + N - 1 + SIZE), sem="relaxed")
+                place = j0 - i0 + tl.arange(0, SIZE) + M - 1
+                into = DLINE + head * (M + N - 1) + place
+                tl.atomic_add(into, here, mask=(place >= 0) & (place < M + N - 1), sem="relaxed")
+                tl.atomic_add(into - SIZE, before, mask=(place >= SIZE) & (place < M + N - 1 + SIZE), sem="relaxed")
         spread(A, B, DA, DB, i, j, ds * rate, MP, NP, LIVE, RADIAL, FAST, ROWS, True)
     at, inside = share(DV, owner, j, N, WIDTH, WIDE)
     tl.store(at, dv, mask=inside)
@@ -351,26 +351,26 @@ def rows(
     down = tl.load(at, mask=inside, other=0.0)
     drate = tl.zeros([SIZE], tl.float32)
     left = tl.zeros([SIZE], tl.float32)
-    at = start - i0 + tl.arange(0, SIZE) + M - 1 - SIZE
+    place = start - i0 + tl.arange(0, SIZE) + M - 1 - SIZE
     for j0 in range(start, stop, SIZE):
         j = j0 + tl.arange(0, SIZE)
         total = logs(A, B, i, j, MP, NP, TERMS, RADIAL, FAST)
         visible = seen(i, j, example, M, N, OFFSET, LOW, HIGH, SINKS, CAP, DOCUMENTS, PADDING)
         logits = tl.where(visible, added(total, rate, LINE, i, j, M, N), float("-inf"))
         weights = tl.exp2(logits - level[:, None])
-        there, inside = share(V, group, j, N, WIDTH, WIDE)
-        v = tl.load(there, mask=inside, other=0.0)
+        at, inside = share(V, group, j, N, WIDTH, WIDE)
+        v = tl.load(at, mask=inside, other=0.0)
         ds = (tl.dot(down, tl.trans(v), input_precision=PRECISION) - mean[:, None]) * weights
         drate += tl.sum(ds * total, 1)
         if DLINE is not None:
             # A diagonal has a part in two neighbouring tiles; the first waits for the second.
             here, before = diagonals(ds, SIZE)
-            into = DLINE + tl.program_id(0).to(tl.int64) * (M + N - 1) + at
-            tl.store(into, left + before, mask=(at >= 0) & (at < M + N - 1))
+            into = DLINE + tl.program_id(0).to(tl.int64) * (M + N - 1) + place
+            tl.store(into, left + before, mask=(place >= 0) & (place < M + N - 1))
             left = here
-            at += SIZE
+            place += SIZE
         spread(A, B, DA, DA, i, j, ds * rate, MP, NP, LIVE, RADIAL, FAST, True, False)
     if DLINE is not None:
-        into = DLINE + tl.program_id(0).to(tl.int64) * (M + N - 1) + at
-        tl.store(into, left, mask=(at >= 0) & (at < M + N - 1))
+        into = DLINE + tl.program_id(0).to(tl.int64) * (M + N - 1) + place
+        tl.store(into, left, mask=(place >= 0) & (place < M + N - 1))
     tl.store(DRATE + tl.program_id(0), tl.sum(drate, 0) * LN2)

@@ -66,8 +66,9 @@ class Job:
     def numbers(self, a: Tensor, b: Tensor, v: Tensor) -> dict[str, Any]:
         """What all kernels are told."""
         (_, heads, queries, channels), (_, groups, keys, width) = a.shape, v.shape
-        documents, padding = (x if x is None else x.contiguous() for x in (self.mask.documents, self.mask.padding))
-        full = v.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
+        told = self.mask.documents, self.mask.padding
+        documents, padding = (x if x is None else x.expand(len(a), *x.shape[1:]).contiguous() for x in told)
+        fine = v.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
         found: dict[str, Any] = {"DOCUMENTS": documents, "PADDING": padding, "HEADS": heads, "GROUPS": groups}
         found |= {"M": queries, "N": keys, "MP": up(queries, TILE), "NP": up(keys, TILE), "SIZE": TILE}
         found |= {name.upper(): value for name, value in Sight.of(self.mask)._asdict().items()}
@@ -75,7 +76,13 @@ class Job:
         found |= {"RADIAL": self.radial, "LIVE": channels // each, "TERMS": up(channels // each, 8)}
         found["CHANNELS"] = found["TERMS"] * each
         found |= {"WIDTH": width, "WIDE": max(16, 1 << (width - 1).bit_length()), "FAST": self.fast}
-        return found | {"PRECISION": "ieee" if full else "tf32", "num_warps": 8 if TILE == 64 else 4, "num_stages": 1}
+        # In float32 by way of three products: exact products ("ieee") would not leave the registers to hold a tile.
+        return found | {"PRECISION": "tf32x3" if fine else "tf32", "num_warps": 8, "num_stages": 1}
+
+    def lean(self, v: Tensor) -> dict[str, int]:
+        """Where a kernel does with 128 registers a thread, two programs fit a multiprocessor instead of one."""
+        known = self.fast and not self.radial and v.dtype.itemsize == 2 and v.shape[-1] <= 128
+        return {"maxnreg": 128} if known else {}
 
 
 def up(count: int, step: int) -> int:
@@ -109,8 +116,8 @@ class Fourier(torch.autograd.Function):
         out, level = v.new_empty(batch, heads, queries, v.shape[3]), a.new_empty(batch, heads, numbers["MP"])
         null = -math.inf if job.null is None else job.null * math.log2(math.e)
         with on(a):
-            device.forward[(tiles,)](turn_a, turn_b, v, rate, line, out, level, NULL=null, **numbers)
-        ctx.job, ctx.shapes = job, (a.shape, b.shape)
+            device.forward[(tiles,)](turn_a, turn_b, v, rate, line, out, level, NULL=null, **numbers, **job.lean(v))
+        ctx.job = job
         ctx.save_for_backward(a, b, v, rate, line, out, level)
         return out
 
@@ -134,9 +141,11 @@ class Fourier(torch.autograd.Function):
             into = a.new_zeros(*((programs[0],) if job.deterministic else (heads,)), queries + keys - 1)
         given = turn_a, turn_b, v, rate, line, down, level, mean, da
         with on(a):
-            device.columns[(programs[1],)](*given, db, dv, drate, into, ROWS=not job.deterministic, **numbers)
             if job.deterministic:
-                device.rows[(programs[0],)](*given, drate, into, **numbers)
+                device.rows[(programs[0],)](*given, drate, into, **numbers, **job.lean(v))
+                device.columns[(programs[1],)](*given, db, dv, None, None, ROWS=False, **numbers, **job.lean(v))
+            else:
+                device.columns[(programs[1],)](*given, db, dv, drate, into, ROWS=True, **numbers)
         if into is not None and job.deterministic:
             into = into.view(batch, heads, -1, into.shape[-1]).sum((0, 2))
         dv = dv.unflatten(0, (*v.shape[:2], -1)).sum(2).to(v.dtype)
