@@ -81,7 +81,7 @@ class Job:
 
     def lean(self, v: Tensor) -> dict[str, int]:
         """Where a kernel does with 128 registers a thread, two programs fit a multiprocessor instead of one."""
-        known = self.fast and not self.radial and v.dtype.itemsize == 2 and v.shape[-1] <= 128
+        known = self.fast and not self.radial and v.dtype.itemsize == 2 and v.shape[-1] <= 64
         return {"maxnreg": 128} if known else {}
 
 
