@@ -81,6 +81,8 @@ def turns(u):
 def factor(u, square, FAST: tl.constexpr):
     """Numerator and denominator of +-sinc u; the denominator is 1 near 0."""
     if FAST:
+        # The hardware's sine of a large u is off by about a rounding of u, as the difference of float32 a and b is
+        # anyway: to take multiples of pi away first would cost a quarter more and help logits that weigh nothing.
         near = square < 0.25
         top = 1.0 + square * (-1 / 6 + square * (1 / 120 - square * (1 / 5040)))
         return tl.where(near, top, sine(u)), tl.where(near, 1.0, u)

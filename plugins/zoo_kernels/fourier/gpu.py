@@ -46,9 +46,9 @@ class Sight(NamedTuple):
 
     @classmethod
     def of(cls, mask: Mask) -> Sight:
-        window = FAR if mask.window is None else mask.window
+        window = FAR if mask.window is None else min(mask.window, FAR)
         cap = mask.offset if mask.causal else FAR
-        high = min(cap, max(mask.offset + window - 1, -FAR))
+        high = min(cap, mask.offset + window - 1)
         sinks = mask.sinks if mask.window is not None else 0
         return cls(mask.offset, mask.offset - window + 1, high, sinks, cap)
 
@@ -80,7 +80,7 @@ class Job:
         return found | {"PRECISION": "tf32x3" if fine else "tf32", "num_warps": 8, "num_stages": 1}
 
     def lean(self, v: Tensor) -> dict[str, int]:
-        """Where a kernel does with 128 registers a thread, two programs fit a multiprocessor instead of one."""
+        """Where a kernel's loops do with 128 registers a thread, two programs fit a multiprocessor instead of one."""
         known = self.fast and not self.radial and v.dtype.itemsize == 2 and v.shape[-1] <= 64
         return {"maxnreg": 128} if known else {}
 
@@ -184,7 +184,7 @@ def attend(
         null: Logit of one more key, whose value is 0.
         radial: Channels are pairs, and the argument of a sinc is the distance of two of them.
         deterministic: Sum all gradients in a fixed order, also if torch.use_deterministic_algorithms asks for it.
-        fast: Use the hardware's approximate sine and logarithm.
+        fast: Use the hardware's approximate sine, reciprocal and logarithm; False is for comparisons.
     """
     from zoo_kernels.fourier import device
 

@@ -28,7 +28,8 @@ if not CUDA:
         pytest.skip("triton was imported before it was told to interpret: tox -e triton", allow_module_level=True)
     os.environ["TRITON_INTERPRET"] = "1"
 
-from zoo_kernels.fourier import gpu  # noqa: E402
+import triton.language as tl  # noqa: E402
+from zoo_kernels.fourier import device, gpu  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinities that are meant
@@ -121,6 +122,18 @@ def compare(
 def test_every_mask(mask):
     batch = 1 if MASKS[mask].documents is None and MASKS[mask].padding is None else 2
     compare(leaves(batch, 2 if mask == "all" else 2 // batch), MASKS[mask], null=-3.0 if "window" in mask else None)
+
+
+@pytest.mark.skipif(CUDA, reason="needs the interpreter")
+@pytest.mark.parametrize("radial", [False, True])
+def test_the_series_beside_the_sine_of_the_hardware(monkeypatch, radial):
+    """What `fast` does but for assembly, which the interpreter has not."""
+    monkeypatch.setattr(device, "sine", lambda x: tl.sin(x))
+    monkeypatch.setattr(device, "log2", lambda x, _: tl.log2(x))
+    monkeypatch.setattr(device, "inverse", lambda x, _: 1.0 / x)
+    monkeypatch.setattr(device, "root", lambda x, _: tl.sqrt(x))
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    compare(leaves(width=4, queries=16, line=False), Mask(), radial=radial, fast=True, orders=(False,))
 
 
 def test_rows_that_see_nothing_give_nothing():
