@@ -68,7 +68,6 @@ class Job:
         (_, heads, queries, channels), (_, groups, keys, width) = a.shape, v.shape
         told = self.mask.documents, self.mask.padding
         documents, padding = (x if x is None else x.expand(len(a), *x.shape[1:]).contiguous() for x in told)
-        fine = v.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
         found: dict[str, Any] = {"DOCUMENTS": documents, "PADDING": padding, "HEADS": heads, "GROUPS": groups}
         found |= {"M": queries, "N": keys, "MP": up(queries, TILE), "NP": up(keys, TILE), "SIZE": TILE}
         found |= {name.upper(): value for name, value in Sight.of(self.mask)._asdict().items()}
@@ -76,8 +75,9 @@ class Job:
         found |= {"RADIAL": self.radial, "LIVE": channels // each, "TERMS": up(channels // each, 8)}
         found["CHANNELS"] = found["TERMS"] * each
         found |= {"WIDTH": width, "WIDE": max(16, 1 << (width - 1).bit_length()), "FAST": self.fast}
-        # In float32 by way of three products: exact products ("ieee") would not leave the registers to hold a tile.
-        return found | {"PRECISION": "tf32x3" if fine else "tf32", "num_warps": 8, "num_stages": 1}
+        # Of float32 values. Three products of TF32 are as good as one of float32, for which registers do not suffice.
+        coarse = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return found | {"PRECISION": "tf32" if coarse else "tf32x3", "num_warps": 8, "num_stages": 1}
 
     def lean(self, v: Tensor) -> dict[str, int]:
         """Where a kernel's loops do with 128 registers a thread, two programs fit a multiprocessor instead of one."""
