@@ -68,7 +68,7 @@ class Bandwidth(Exact):
     def scaled(
         self, q: Tensor, k: Tensor, v: Tensor, share: slice, scale: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """R q, R k, v and p of some heads, in float32 or better.
+        """R q, R k, v and p of some heads; v as it is, all else in float32 or better.
 
         Args:
             q: [batch, heads, queries, width].
@@ -77,7 +77,7 @@ class Bandwidth(Exact):
             share: The heads that these are of all.
             scale: Of the logits; what it is of 1 / sqrt(head_dim) multiplies p, [heads].
         """
-        q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+        q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
         radii = self.log_radius.to(q.dtype).exp().unsqueeze(1)
         if self.pairs and radii.shape[-1] > 1:
             radii = radii.repeat_interleave(2, -1)

@@ -43,11 +43,13 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 @triton.jit
 def sine(x):
+    """The hardware's sine."""
     return tl.inline_asm_elementwise("sin.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
 def log2(x, FAST: tl.constexpr):
+    """log2, the hardware's or a library's."""
     if FAST:
         return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
     else:
@@ -56,6 +58,7 @@ def log2(x, FAST: tl.constexpr):
 
 @triton.jit
 def inverse(x, FAST: tl.constexpr):
+    """1 / x, the hardware's or divided."""
     if FAST:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
     else:
@@ -64,6 +67,7 @@ def inverse(x, FAST: tl.constexpr):
 
 @triton.jit
 def root(x, FAST: tl.constexpr):
+    """The square root, the hardware's or a library's."""
     if FAST:
         return tl.inline_asm_elementwise("sqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
     else:

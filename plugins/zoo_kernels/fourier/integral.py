@@ -17,7 +17,6 @@ from zoo_kernels.features import attention
 from zoo_kernels.fourier import choice
 from zoo_kernels.fourier.bandwidth import Bandwidth, Per, Radius
 from zoo_kernels.fourier.choice import Implementation
-from zoo_kernels.tiles import tiled
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -43,7 +42,7 @@ class FourierIntegral(Kernel):
         radius: R in the beginning: a number, "matched" to softmax attention, or that of the "official" release.
         per: What has an R of its own: the layer, each head, each channel, or both.
         null: One more logit in every row, whose value is 0; the release's guard is -13.8155, ln 1e-6 (default: none).
-        implementation: native (C++, float32 on a CPU), torch, or the fastest there is.
+        implementation: triton (on a GPU), native (C++, on a CPU), torch, or the fastest there is.
         block: Queries in a block, at most; memory grows with it.
     """
 
@@ -73,7 +72,7 @@ class FourierIntegral(Kernel):
         self.null, self.implementation, self.block = null, implementation, block
 
     def refuses(self, request: Request) -> list[str]:
-        name, reasons = type(self).__name__, [*unserved(type(self).__name__, request)]
+        name, reasons = type(self).__name__, self.unserved(request)
         if request.rotation:
             reasons.append(
                 f"{name} takes queries from keys channel by channel, and a rotation moves their differences between "
@@ -88,10 +87,28 @@ class FourierIntegral(Kernel):
         self.check(bias)
         with torch.autocast(q.device.type, enabled=False):
             a, b, values, rate = self.bandwidth.scaled(self.arranged(q), self.arranged(k), v, self.share, scale)
-            asked = a.device, a.dtype, self.implementation
-            score = choice.score(*asked, pairs=self.pairs, learned=rate.requires_grad)
-            rows = torch.cat((a, rate.view(-1, 1, 1).expand(*a.shape[:3], 1)), -1)
-            return tiled(rows, b, values, bias, mask or Mask(), score, self.block, self.null).to(q.dtype)
+            out = choice.attend(
+                a,
+                b,
+                values,
+                rate,
+                bias,
+                mask or Mask(),
+                self.implementation,
+                null=self.null,
+                pairs=self.pairs,
+                block=self.block,
+            )
+            return out.to(q.dtype)
+
+    def unserved(self, request: Request) -> list[str]:
+        """Reasons that have nothing to do with rotations."""
+        reasons = unserved(type(self).__name__, request)
+        if request.device is not None and not reasons:
+            kind = torch.promote_types(request.dtype or torch.float32, torch.float32)
+            reason = choice.unfit(self.implementation, request.device, kind)
+            reasons += [reason] if reason is not None else []
+        return reasons
 
     def arranged(self, x: Tensor) -> Tensor:
         """Channels in the order in which components are taken from them."""
@@ -106,7 +123,9 @@ class FourierIntegral(Kernel):
             rows = [self.distances(row.unsqueeze(-2) - b) for row in a.unbind(2)]
             logarithms = [torch.sinc(u / torch.pi).abs().clamp(min=1e-30).log().sum(-1) for u in rows]
             sink = None if self.null is None else rate.new_full((a.shape[1],), self.null)
-            return attention(rate.view(-1, 1, 1) * torch.stack(logarithms, 2), c, bias, mask, sink).to(q.dtype)
+            return attention(rate.view(-1, 1, 1) * torch.stack(logarithms, 2), c.to(a.dtype), bias, mask, sink).to(
+                q.dtype
+            )
 
     def distances(self, apart: Tensor) -> Tensor:
         """u of each component, given differences in each channel as `arranged`."""

@@ -76,7 +76,7 @@ class FourierQuartic(Featured):
             own = (b.square() * SECOND + b.pow(4) * FOURTH).sum(-1, keepdim=True)
             key = torch.cat((b, b.square(), b.pow(3), -own), -1)
             query, key = (torch.nn.functional.pad(x, gap) for x in (query, key))
-            return self.inner(query, key, values, bias=bias, mask=mask).to(q.dtype)
+            return self.inner(query, key, values.to(query.dtype), bias=bias, mask=mask).to(q.dtype)
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
@@ -86,4 +86,4 @@ class FourierQuartic(Featured):
             b, c = (x.repeat_interleave(a.shape[1] // x.shape[1], 1) for x in (b, c))
             squares = [(row.unsqueeze(-2) - b).square() for row in a.unbind(2)]
             rows = [(w * SECOND + w.square() * FOURTH).sum(-1) for w in squares]
-            return attention(-rate.view(-1, 1, 1) * torch.stack(rows, 2), c, bias, mask).to(q.dtype)
+            return attention(-rate.view(-1, 1, 1) * torch.stack(rows, 2), c.to(a.dtype), bias, mask).to(q.dtype)

@@ -17,7 +17,7 @@ from zoo.kernel import Request
 from zoo.position import Geometry
 from zoo_kernels.fourier.bandwidth import Per, Radius
 from zoo_kernels.fourier.choice import Implementation
-from zoo_kernels.fourier.integral import FourierIntegral, unserved
+from zoo_kernels.fourier.integral import FourierIntegral
 
 
 class FourierRadial(FourierIntegral):
@@ -37,7 +37,7 @@ class FourierRadial(FourierIntegral):
         null: One more logit in every row, whose value is 0 (default: none).
         pairing: Pairs are channels (t, t + r/2) for "half", (2t, 2t + 1) for "interleaved", as in the encoding.
         fraction: Part of a head's channels that is rotated, as in the encoding; the others pair among themselves.
-        implementation: native (C++, float32 on a CPU), torch, or the fastest there is.
+        implementation: triton (on a GPU), native (C++, on a CPU), torch, or the fastest there is.
         block: Queries in a block, at most; memory grows with it.
     """
 
@@ -80,7 +80,7 @@ class FourierRadial(FourierIntegral):
             )
 
     def refuses(self, request: Request) -> list[str]:
-        reasons = unserved("FourierRadial", request)
+        reasons = self.unserved(request)
         if not request.isometric:
             reasons.append(
                 "FourierRadial measures distances of queries from keys, and this rotation changes norms: a distance "

@@ -343,7 +343,7 @@ def test_types_that_nobody_computes_are_refused():
     assert FourierIntegral(geometry()).refuses(asked) == []
     (reason,) = FourierIntegral(geometry()).refuses(replace(asked, dtype=torch.complex64))
     assert "complex64" in reason
-    with pytest.raises(ZooError, match=r"cannot run in C\+\+: it computes float32 on a CPU, and this is torch.float64"):
+    with pytest.raises(ZooError, match=r"cannot run in C\+\+: it .* float32 on a CPU, and this is torch.float64"):
         FourierIntegral(geometry(), implementation="native").double()(*(x.double() for x in tensors()))
 
 

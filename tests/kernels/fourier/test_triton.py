@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernel import Mask
+from zoo.position import Geometry, Pointwise, Slopes
 
 CUDA = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 if find_spec("triton") is None:
@@ -29,7 +30,8 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 
 import triton.language as tl  # noqa: E402
-from zoo_kernels.fourier import device, gpu  # noqa: E402
+from zoo_kernels import fourier  # noqa: E402
+from zoo_kernels.fourier import choice, device, gpu  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinities that are meant
@@ -260,3 +262,39 @@ def test_machine_code_keeps_to_registers(tmp_path, flags):
         assert kernel["stack"] == kernel["spills"] == 0, (name, kernel)
         assert kernel["score"] < 15, (name, kernel)
         assert kernel.get("gradient", 0) < 34, (name, kernel)
+
+
+@pytest.mark.parametrize("name", ["FourierIntegral", "FourierRadial"])
+@pytest.mark.parametrize("bias", ["none", "slopes", "pointwise"])
+def test_the_kernel_of_a_model_runs_on_them(name, bias, monkeypatch):
+    """Where a bias depends on distance alone, or there is none; elsewhere on tiles."""
+    kernel = getattr(fourier, name)(Geometry(dim=24, heads=2, kv_heads=2, head_dim=12, length=(40,)), null=-5.0)
+    if not CUDA:
+        lacks = choice.lacks
+        monkeypatch.setattr(choice, "lacks", lambda which, *rest: None if which == "triton" else lacks(which, *rest))
+    calls, attend = [], gpu.attend
+    monkeypatch.setattr(gpu, "attend", lambda *args, **named: calls.append(1) or attend(*args, **named))
+    kernel.to(DEVICE)
+    leaves = [torch.randn(2, 2, 40, 12, device=DEVICE) for _ in range(3)]
+    drawn, at = torch.rand(2, device=DEVICE), torch.arange(40.0, device=DEVICE)
+
+    def run(call, kind=torch.float32):
+        *qkv, slopes = (x.detach().to(kind).requires_grad_() for x in (*leaves, drawn))
+        made = {
+            "none": lambda: None,
+            "slopes": lambda: Slopes(slopes * 1, at, at),
+            "pointwise": lambda: Pointwise(look_up, (slopes * 1,), heads=2, queries=40, keys=40),
+        }[bias]()
+        out = call(*qkv, bias=made, mask=Mask(causal=True), scale=12**-0.5)
+        wanted = [*qkv, *kernel.parameters(), *([slopes] if bias != "none" else [])]
+        return [out, *torch.autograd.grad(out.square().sum(), wanted)]
+
+    found = run(kernel)
+    expected = run(kernel.double().reference, torch.float64)
+    assert len(calls) == (bias != "pointwise")
+    for x, y in zip(found, expected, strict=True):
+        assert (x - y).abs().max() < (5e-3 if CUDA else 2e-5) * (1 + y.abs().max())
+
+
+def look_up(b: Tensor, h: Tensor, i: Tensor, j: Tensor, slopes: Tensor) -> Tensor:
+    return -slopes[h] * (i - j).abs().float().sqrt()
