@@ -96,7 +96,9 @@ def measure(name: str, length: int, rounds: int) -> None:
 def accuracy() -> None:
     """Largest errors against float64, of logits whose weight is above 1e-12 of the row's largest, and of outputs."""
     import torch
-    from zoo_kernels.fourier import FourierIntegral, choice
+    from zoo_kernels.fourier import FourierIntegral
+    from zoo_kernels.fourier.native import Native
+    from zoo_kernels.fourier.sinc import Sinc
 
     from zoo.position import Geometry
 
@@ -116,9 +118,9 @@ def accuracy() -> None:
         seen = exact > exact.amax(-1, keepdim=True) - 27.6
         rows = {"release: product, then log": (each(q, k).prod(-1) ** 4).log()}
         rows["log(sinf(u) / u) per channel"] = 4 * each(q, k).abs().log().sum(-1)
-        for name in ("torch", "native"):
+        for name, kind in (("torch", Sinc), ("native", Native)):
             a, b, _, rate = kernel.bandwidth.scaled(q, k, k, slice(None), width**-0.5)
-            score = choice.score(a.device, a.dtype, name, pairs=False, learned=False)
+            score = kind(pairs=False, learned=False)
             with torch.no_grad():
                 rate = rate.view(-1, 1, 1).expand(*a.shape[:3], 1)
                 rows[f"FourierIntegral, {name}"] = (
