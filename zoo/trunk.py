@@ -45,6 +45,8 @@ class Trunk(nn.Module):
         head_dim: Width of one head (default: dim / heads).
         position: The position encoding, a plugin (default: RoPE).
         nope_every: Every so many layers one has no positions and no window (RNoPE-SWA, iRoPE; default: none).
+        nope_layers: Layers without positions and window, counted from 0, where no rule tells them (not with nope_every).
+        window_layers: Layers that a window is for, counted from 0 (default: all that have positions).
         kernel: The attention kernel, a plugin (default: Auto, the fastest that serves).
         feed_forward: Kind of feed-forward layer.
         hidden: Its width (default: 8/3 dim in steps of 64 for SwiGLU, 4 dim otherwise).
@@ -76,6 +78,8 @@ class Trunk(nn.Module):
         head_dim: int | None = None,
         position: Callable[[Geometry], PositionEncoding] | None = None,
         nope_every: int | None = None,
+        nope_layers: list[int] | None = None,
+        window_layers: list[int] | None = None,
         kernel: Callable[[Geometry], Kernel] | None = None,
         feed_forward: Literal["SwiGLU", "GELU", "GELU-tanh"] = "SwiGLU",
         hidden: int | None = None,
@@ -98,17 +102,13 @@ class Trunk(nn.Module):
         kernel = kernel or Auto
         if not 0 <= dropout < 1 or (hidden is not None and hidden < 1):
             raise ZooError(f"dropout is at least 0 and below 1, hidden at least 1; got {dropout} and {hidden}.")
-        if nope_every is not None and not 2 <= nope_every <= layers:
-            raise ZooError(
-                f"nope_every {nope_every} makes no layer of {layers} one without positions, or all: it counts "
-                "from 2 to the number of layers.   Try:  --model.nope_every 4, or leave it out"
-            )
         if feed_forward_chunk is not None and feed_forward_chunk < 1:
             raise ZooError(
                 f"feed_forward_chunk is a number of tokens, at least 1, and got {feed_forward_chunk}.   "
                 "Try:  --model.feed_forward_chunk 2048, or leave it out"
             )
-        self.geometry, self.checkpointing, self.nope_every = geometry, checkpointing, nope_every
+        self.geometry, self.checkpointing = geometry, checkpointing
+        self.nope, self.windowed = local(layers, nope_every, nope_layers, window_layers)
         with exact():
             first = position(replace(geometry, layer=0))
             rest = [
@@ -141,7 +141,7 @@ class Trunk(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.initialize(std)
         agree(first, self.kernel)
-        if nope_every is not None and places(first).embedding is not None:
+        if self.nope and places(first).embedding is not None:
             raise ZooError(
                 f"nope_every {nope_every} cannot spare layers the encoding {type(first).__name__}: an embedding "
                 "is added before the first layer and reaches all of them.   Try:  --model.position RoPE"
@@ -158,8 +158,8 @@ class Trunk(nn.Module):
         return self.blocks[0].attention.kernel  # type: ignore[union-attr,return-value]
 
     def bare(self, layer: int) -> bool:
-        """Whether a layer has no positions and no window."""
-        return self.nope_every is not None and (layer + 1) % self.nope_every == 0
+        """Whether a layer has no positions."""
+        return layer in self.nope
 
     def initialize(self, std: float) -> None:
         """Normal weights, zero biases; encodings and kernels have set their own."""
@@ -215,29 +215,29 @@ class Trunk(nn.Module):
             queries: Positions of the tokens, [tokens, axes] or [batch, tokens, axes].
             keys: Positions of all tokens that they may look at.
             extent: Final length of the request.
-            mask: Over buffer indices; layers without positions leave its window out.
+            mask: Over buffer indices; its window is for some layers only.
             cache: Of earlier tokens; advanced here.
             parallel: Which run of the sequence x and `queries` are, where processes share it; `keys` and `mask` are of
                 the whole.
         """
         whole = mask
-        if self.nope_every is not None and mask.window is not None:
+        if len(self.windowed) < len(self.blocks) and mask.window is not None:
             whole = replace(mask, window=None, sinks=0, memo={})
         shared: Encoding | None = None
         for layer, block in enumerate(self.blocks):
             encoding = Encoding() if self.bare(layer) else shared
+            if layer == 0 and self.position.content:
+                x = self.dropout(x)  # such an encoding reads what attention reads
             if encoding is None:
-                if layer == 0 and self.position.content:
-                    x = self.dropout(x)  # such an encoding reads what attention reads
                 encoding = self.encode(layer, x, queries, keys, extent, cache, parallel)
                 if not self.position.per_layer and not self.position.content:
                     shared = encoding
-                if layer == 0:
-                    if encoding.embedding is not None:
-                        x = add(x, encoding.embedding, self.geometry.prefix)
-                    if not self.position.content:
-                        x = self.dropout(x)
-            seen = whole if self.bare(layer) else mask
+            if layer == 0:
+                if encoding.embedding is not None:
+                    x = add(x, encoding.embedding, self.geometry.prefix)
+                if not self.position.content:
+                    x = self.dropout(x)
+            seen = mask if layer in self.windowed else whole
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 with offloaded(x) if self.checkpointing == "offload" else nullcontext():
                     x = checkpoint(block, x, encoding, seen, cache, parallel, use_reentrant=False)
@@ -296,7 +296,7 @@ class Trunk(nn.Module):
                 encoding = Encoding() if bare else self.encode(layer, here, keys[..., part, :], keys, extent, cache)
                 if layer == 0 and encoding.embedding is not None:
                     here = add(here, encoding.embedding, 0)
-                window, sinks = (None, 0) if bare else (mask.window, mask.sinks)
+                window, sinks = (mask.window, mask.sinks) if layer in self.windowed else (None, 0)
                 seen = replace(mask, offset=part.start, window=window, sinks=sinks, memo={})
                 x[:, part] = block(here, encoding, seen, cache)
                 cache.advance(here.shape[1])
@@ -327,6 +327,23 @@ def exact() -> Iterator[None]:
 def add(x: Tensor, embedding: Tensor, prefix: int) -> Tensor:
     """`x` plus the position embedding of all tokens but the prefix."""
     return x + functional.pad(embedding.to(x.dtype), (0, 0, prefix, 0))
+
+
+def local(
+    layers: int, every: int | None, bare: list[int] | None, windowed: list[int] | None
+) -> tuple[frozenset[int], frozenset[int]]:
+    """The layers without positions, and those with the window; a sentence about a number that fits none."""
+    if every is not None and bare is not None:
+        raise ZooError("nope_every and nope_layers both say which layers have no positions. Give one of them.")
+    if every is not None and not 2 <= every <= layers:
+        raise ZooError(
+            f"nope_every {every} makes no layer of {layers} one without positions, or all: it counts "
+            "from 2 to the number of layers.   Try:  --model.nope_every 4, or leave it out"
+        )
+    if wrong := [layer for layer in [*(bare or []), *(windowed or [])] if not 0 <= layer < layers]:
+        raise ZooError(f"There is no layer {wrong[0]} of {layers}: nope_layers and window_layers count from 0.")
+    nope = frozenset(range(every - 1, layers, every) if every else bare or [])
+    return nope, frozenset(windowed) if windowed is not None else frozenset(range(layers)) - nope
 
 
 def shape(

@@ -61,7 +61,11 @@ def form(path: Path) -> ModuleType:
         raise ZooError(f"There is no checkpoint at {path}.")
     if not path.is_dir():
         return lightning
-    return zero if zero.holds(path) else folder
+    if zero.holds(path):
+        return zero
+    from zoo.hub import folder as hub
+
+    return hub if hub.holds(path) else folder
 
 
 def known(found: Found) -> Found:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zoo import plugins
 from zoo.errors import ZooError, listing
@@ -52,7 +53,8 @@ class Checkpoint:
                     f"Try:  pip install {distribution.split()[0]}"
                 )
         try:
-            model = build(self.about["network"])
+            with undrawn():
+                model = build(self.about["network"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ZooError(f"{self.path} is damaged: it does not describe a network ({error}).") from None
         fill(model, self.weights, self.path)
@@ -62,17 +64,32 @@ class Checkpoint:
 def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> None:
     """Load weights into a model that must be theirs; a sentence names what does not fit."""
     own = model.state_dict()
-    wrong = [
-        f"{name} is {list(weights[name].shape)} there and {list(own[name].shape)} here"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    wrong += [f"{name} is missing there" for name in own if name not in weights]
+    wrong = [f"{name} is missing there" for name in own if name not in weights]
     wrong += [f"{name} has no place here" for name in weights if name not in own]
+    places: dict[tuple[int, int, int], str] = {}
+    for name, mine in own.items() if not wrong else ():
+        place = mine.untyped_storage()._cdata, int(mine.storage_offset()), mine.numel()
+        if places.setdefault(place, name) != name:
+            continue  # tied: it has been filled under another name
+        theirs = weights[name]  # one at a time: they may come from a file
+        if theirs.shape != mine.shape:
+            wrong.append(f"{name} is {list(theirs.shape)} there and {list(mine.shape)} here")
+        else:
+            mine.copy_(theirs)
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ZooError(f"{path} belongs to another model: {'; '.join(wrong[:3])}{more}.")
-    model.load_state_dict(weights)
+
+
+class undrawn(TorchFunctionMode):  # noqa: N801 - it is used as a function is
+    """Leave parameters as they are where numbers would be drawn for them: all are about to be replaced."""
+
+    DRAWN = frozenset({Tensor.normal_, Tensor.uniform_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.DRAWN and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def sound(about: Mapping[str, Any], path: Path | str) -> None:

@@ -76,7 +76,7 @@ class Tokenizer:
         except (KeyError, ValueError, OverflowError):
             return "\ufffd".encode()
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         """All that `restore` needs, in plain strings."""
         if self.ranks is None:
             return {"name": self.name}
@@ -84,8 +84,12 @@ class Tokenizer:
         return {"name": self.name, "ranks": packed, "pattern": self.pattern}
 
     @classmethod
-    def restore(cls, description: dict[str, str]) -> Tokenizer:
+    def restore(cls, description: dict[str, Any]) -> Tokenizer:
         """The tokenizer that was described."""
+        if "tokenizers" in description:
+            from zoo.data.foreign import restored
+
+            return restored(description)
         try:
             name, packed = description["name"], description.get("ranks")
             if packed is None:
@@ -149,12 +153,12 @@ def train(texts: Iterable[str], vocabulary: int, name: str = "bpe") -> Tokenizer
         vocab_size=vocabulary - 1, initial_alphabet=words.alphabet(), special_tokens=[], show_progress=False
     )
     trained.train_from_iterator(texts, trainer)
-    letters = _letters()
-    ranks = {bytes(letters[char] for char in token): rank for token, rank in trained.get_vocab().items()}
+    byte = letters()
+    ranks = {bytes(byte[char] for char in token): rank for token, rank in trained.get_vocab().items()}
     return Tokenizer(name, ranks)
 
 
-def _letters() -> dict[str, int]:
+def letters() -> dict[str, int]:
     """The characters that stand for bytes in byte-level BPE since GPT-2: themselves where printable."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]

@@ -1,0 +1,99 @@
+"""A tokenizer as the library `tokenizers` stores it (tokenizer.json), with the interface of ours.
+
+Its numbers are transformers' numbers of the same text, without what a template would put around it. Our rule holds
+beside: text never produces the number that ends a document.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+from zoo.data.tokenizer import END, Tokenizer, letters
+from zoo.errors import ZooError
+
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+"""How a vocabulary of SentencePiece calls a byte."""
+
+
+class Foreign(Tokenizer):
+    """Text to token numbers and back, as tokenizer.json says.
+
+    Raises ZooError for text that is no such file, and where nothing ends a document.
+
+    Args:
+        name: For people.
+        text: The content of the file.
+        end: What ends a document, by its text or its number (default: a token that is called so).
+    """
+
+    def __init__(self, name: str, text: str, end: str | int | None = None) -> None:
+        from tokenizers import Tokenizer as Library
+
+        try:
+            self.library = Library.from_str(text)
+        except Exception as error:  # the library raises no other
+            raise ZooError(f"The tokenizer {name} is damaged: {str(error).splitlines()[0][:160]}.") from None
+        self.library.no_padding()
+        self.library.no_truncation()
+        self.name, self.text, self.ranks, self.encoding = name, text, None, None
+        self.vocabulary = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        names = [name for name in (end, END, "</s>") if isinstance(name, str)]
+        numbers = [end] if isinstance(end, int) else [self.library.token_to_id(name) for name in names]
+        known = [number for number in numbers if number is not None and number < self.vocabulary]
+        if not known:
+            raise ZooError(f"Nothing in the tokenizer {name} is known to end a document: its eos_token is not told.")
+        self.end = known[0]
+        self.told = self.library.id_to_token(self.end) or END
+        self.letters = letters() if '"ByteLevel"' in text else None
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text; one in which the end is written out is taken as plain text throughout."""
+        self.library.encode_special_tokens = plain = self.told in text
+        found = self.library.encode(text, add_special_tokens=False).ids
+        return [number for number in found if number != self.end] if plain else found
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the numbers; one that is not of this vocabulary becomes U+FFFD."""
+        parts, run = [], list[int]()
+        for number in ids:
+            if 0 <= number < self.vocabulary and self.library.id_to_token(number) is not None:
+                run.append(number)
+            else:
+                parts += [self.library.decode(run, skip_special_tokens=False), "\ufffd"]
+                run = []
+        return "".join([*parts, self.library.decode(run, skip_special_tokens=False)])
+
+    def _bytes(self, number: int) -> bytes:
+        token = self.library.id_to_token(number) if 0 <= number < self.vocabulary else None
+        if token is None:
+            return "\ufffd".encode()
+        if self.letters is not None and all(letter in self.letters for letter in token):
+            return bytes(self.letters[letter] for letter in token)
+        if found := BYTE.fullmatch(token):
+            return bytes([int(found[1], 16)])
+        return token.replace("\u2581", " ").encode()
+
+    def describe(self) -> dict[str, Any]:
+        packed = base64.b64encode(zlib.compress(self.text.encode(), 9)).decode()
+        return {"name": self.name, "tokenizers": packed, "end": self.end}
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.end} {self.text}".encode()).hexdigest()[:16]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Foreign, (self.name, self.text, self.end)
+
+
+def restored(description: dict[str, Any]) -> Foreign:
+    """The tokenizer that was described."""
+    try:
+        text = zlib.decompress(base64.b64decode(description["tokenizers"])).decode()
+        return Foreign(str(description["name"]), text, int(description["end"]))
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise ZooError(f"The stored description of a tokenizer is damaged: {error}.") from error

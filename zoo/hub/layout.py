@@ -1,0 +1,177 @@
+"""Which rows of which of their tensors are which rows of ours.
+
+Our queries, keys and values are one matrix, gate and value of a feed-forward layer another, and theirs mostly are not.
+Rows lie one after the other in a file, so a matrix of ours is a list of stretches of their files, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo.checkpoints.stored import Held, Run, Stored, cut
+from zoo.errors import ZooError, listing
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a tensor of ours that are rows of one of theirs.
+
+    Args:
+        name: Of theirs.
+        shape: Of all of theirs.
+        rows: Its rows that are meant (default: all).
+        transposed: Theirs has inputs for rows: the whole of it is meant, turned (GPT-2).
+    """
+
+    name: str
+    shape: Shape
+    rows: range | None = None
+    transposed: bool = False
+
+
+class Layout:
+    """The tensors of a network of ours, as parts of theirs; `ignored` are theirs that hold nothing.
+
+    Args:
+        prefix: What all of their names may begin with, or not.
+        ignored: Ends of names whose tensors are made anew from the config, such as masks and frequencies.
+    """
+
+    def __init__(self, prefix: str, ignored: tuple[str, ...] = ()) -> None:
+        self.prefix, self.ignored = prefix, ignored
+        self.parts: dict[str, list[Part]] = {}
+        self.tied: dict[str, str] = {}
+
+    def whole(self, ours: str, theirs: str, *shape: int, transposed: bool = False) -> None:
+        """A tensor that is one of theirs; `shape` is theirs."""
+        self.parts[ours] = [Part(theirs, shape, transposed=transposed)]
+
+    def stacked(self, ours: str, theirs: Iterable[tuple[str, int]], *width: int) -> None:
+        """A tensor of some of theirs, one on the other; each comes with its number of rows."""
+        self.parts[ours] = [Part(name, (rows, *width)) for name, rows in theirs]
+
+    def linear(self, ours: str, theirs: str, out: int, into: int, bias: bool, *, transposed: bool = False) -> None:
+        """A matrix, and its bias where it has one."""
+        self.whole(f"{ours}.weight", f"{theirs}.weight", *((into, out) if transposed else (out, into)),
+                   transposed=transposed)  # fmt: skip
+        if bias:
+            self.whole(f"{ours}.bias", f"{theirs}.bias", out)
+
+    def norm(self, ours: str, theirs: str, width: int, bias: bool = False) -> None:
+        """A norm's scale, and its shift where it has one."""
+        for kind in ("weight", "bias")[: 1 + bias]:
+            self.whole(f"{ours}.{kind}", f"{theirs}.{kind}", width)
+
+    def ours(self, held: Mapping[str, Stored], path: Path) -> dict[str, Stored]:
+        """Where our tensors lie, given where theirs do.
+
+        Raises ZooError where tensors are missing, have another shape than the config says, or have no place here.
+        """
+        held = {self.plain(name): stored for name, stored in held.items()}
+        wanted = {part.name: part.shape for parts in self.parts.values() for part in parts}
+        missing = [name for name in wanted if name not in held]
+        wrong = [
+            f"{name} is {list(held[name].shape)} and should be {list(shape)}"
+            for name, shape in wanted.items()
+            if name in held and held[name].shape != shape
+        ]
+        left = [name for name in held if name not in wanted and not name.endswith(self.ignored)]
+        for name, same in self.tied.items():
+            if name in left and equal(held[name], held[same]):
+                left.remove(name)
+        for told, names in (("there is no", missing), ("", wrong), ("there is no place for", left)):
+            if names:
+                more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+                raise ZooError(f"{path}: its weights are not what its config says: {told} {listing(names[:3])}{more}.")
+        return {name: joined([(part, held[part.name]) for part in parts]) for name, parts in self.parts.items()}
+
+    def theirs(self, held: Mapping[str, Stored]) -> dict[str, Stored]:
+        """Where their tensors lie, given where ours do: the way back."""
+        pieces: dict[str, list[tuple[range, Stored, Part]]] = {}
+        for name, parts in self.parts.items():
+            start = 0
+            for part in parts:
+                count = part.shape[-1] if part.transposed else len(part.rows or range(part.shape[0]))
+                piece = rows(held[name], range(start, start + count))
+                pieces.setdefault(part.name, []).append((part.rows or range(part.shape[0]), piece, part))
+                start += count
+        found = {}
+        for name, own in pieces.items():
+            own.sort(key=lambda piece: piece[0].start)
+            first = own[0][2]
+            if first.transposed:
+                found[self.prefix + name] = Stored.of(own[0][1].tensor().mT.contiguous())
+            else:
+                runs = tuple(run for _, piece, _ in own for run in piece.runs)
+                found[self.prefix + name] = Stored(own[0][1].dtype, first.shape, runs)
+        return found
+
+    def plain(self, name: str) -> str:
+        """Without the prefix."""
+        return name.removeprefix(self.prefix)
+
+
+def joined(parts: list[tuple[Part, Stored]]) -> Stored:
+    """One tensor of some rows of several."""
+    types = {stored.dtype for _, stored in parts}
+    if len(types) > 1:  # a stretch of bytes has one type
+        return Stored.of(torch.cat([taken(part, stored).tensor().float() for part, stored in parts]))
+    return merged([taken(part, stored) for part, stored in parts])
+
+
+def taken(part: Part, stored: Stored) -> Stored:
+    """The rows of a part."""
+    if part.transposed:
+        return Stored.of(stored.tensor().mT.contiguous())
+    return stored if part.rows is None else rows(stored, part.rows)
+
+
+def merged(parts: list[Stored]) -> Stored:
+    """Tensors of one type and width, one on the other."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return Stored(parts[0].dtype, shape, tuple(compact(run for part in parts for run in part.runs)))
+
+
+def compact(runs: Iterable[Run | Held]) -> Iterator[Run | Held]:
+    """Runs of which neighbours in a file are one."""
+    last: Run | Held | None = None
+    for run in runs:
+        if isinstance(last, Run) and isinstance(run, Run) and last.path == run.path:
+            if last.start + last.size == run.start:
+                last = Run(last.path, last.start, last.size + run.size)
+                continue
+        if last is not None:
+            yield last
+        last = run
+    if last is not None:
+        yield last
+
+
+def rows(stored: Stored, wanted: range) -> Stored:
+    """Some rows of a tensor."""
+    size = math.prod(stored.shape[1:]) * stored.dtype.itemsize
+    return Stored(
+        stored.dtype,
+        (len(wanted), *stored.shape[1:]),
+        cut(stored.runs, wanted.start * size, len(wanted) * size),
+    )
+
+
+def equal(one: Stored, other: Stored) -> bool:
+    """Whether two tensors hold the same numbers; reads both where they are not the same bytes of a file."""
+    return one == other or (one.shape == other.shape and bool(same(one.tensor(), other.tensor())))
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether all elements are equal."""
+    return one.dtype == other.dtype and torch.equal(one, other)
