@@ -45,7 +45,7 @@ class Trunk(nn.Module):
         head_dim: Width of one head (default: dim / heads).
         position: The position encoding, a plugin (default: RoPE).
         nope_every: Every so many layers one has no positions and no window (RNoPE-SWA, iRoPE; default: none).
-        nope_layers: Layers without positions and window, counted from 0, where no rule tells them (not with nope_every).
+        nope_layers: Layers without positions and window, counted from 0, where they follow no rule.
         window_layers: Layers that a window is for, counted from 0 (default: all that have positions).
         kernel: The attention kernel, a plugin (default: Auto, the fastest that serves).
         feed_forward: Kind of feed-forward layer.

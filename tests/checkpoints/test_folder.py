@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from zoo import checkpoints
-from zoo.checkpoints import folder
+from zoo.checkpoints import folder, tensors
 from zoo.checkpoints.stored import Stored
 from zoo.errors import ZooError
 
-WEIGHTS = {f"w.{kind}": torch.randint(0, 2, (3, 5)).to(kind) for kind in folder.NAMES} | {
+WEIGHTS = {f"w.{kind}": torch.randint(0, 2, (3, 5)).to(kind) for kind in tensors.NAMES} | {
     "scalar": torch.tensor(2.5),
     "none": torch.zeros(4, 0),
     "ü": torch.arange(300_000.0),

@@ -168,7 +168,7 @@ def test_weights_in_bfloat16_are_those_of_transformers(tmp_path):
 
 def test_keys_of_the_older_version(tmp_path):
     """What is on the hub: no rope_parameters, theta and scaling beside each other."""
-    model = saved(tmp_path, *FAMILIES["Llama"])
+    saved(tmp_path, *FAMILIES["Llama"])
     keys = json.loads((tmp_path / "config.json").read_text())
     keys.pop("rope_parameters", None)
     keys |= {"rope_theta": 5e2, "rope_scaling": {"type": "linear", "factor": 3.0}, "torch_dtype": "float32"}

@@ -3,50 +3,40 @@
 It is what a person publishes: README.md is the card. Tied weights are stored once. A folder that was made of another
 one by changing a few weights keeps that one's model.safetensors as it is, often the very file; what is new or replaced
 lies in position.safetensors, which the config names under `added`, and under `dropped` the weights that are no more.
+One that was made of a folder of Hugging Face's keeps all of that in `hub/`, in the place of model.safetensors.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.checkpoints.description import Checkpoint
-from zoo.checkpoints.stored import Listing, Run, Stored
+from zoo.checkpoints.stored import Listing, Stored, Weights
+from zoo.checkpoints.tensors import header, pack
 from zoo.errors import ZooError
+from zoo.hub import files as hub
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.yaml", "model.safetensors", "tokenizer.json", "README.md"
+HUB = "hub"
+"""A folder of Hugging Face's, whose weights take the place of that file."""
 ADDED = "position.safetensors"
 """Weights that are not in the other file, or take the place of some that are."""
-KINDS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""What safetensors calls the types."""
-NAMES = {kind: name for name, kind in KINDS.items()}
-LONGEST = 100_000_000
-"""Bytes of a header at most, as safetensors has it."""
 
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint of a folder."""
+    if (path / HUB).is_dir():
+        found = listed(path)
+        return Checkpoint(path, found.about, Weights(found.weights))
     about = said(path)
     try:
         weights = combined(about, *(load_file(file) for file in files(path, about)))
@@ -60,10 +50,15 @@ def listed(path: Path) -> Listing:
     about = said(path)
     tied = about.get("tied", {})
     try:
-        weights = combined(about, *(header(file) for file in files(path, about)))
+        weights = combined(about, basis(path), *(header(file) for file in files(path, about)[1:]))
     except (KeyError, TypeError, AttributeError) as error:
         raise damaged(path, error) from None
     return Listing(path, about, weights, tied=tied)
+
+
+def basis(path: Path) -> dict[str, Stored]:
+    """Where the weights lie that a folder keeps as they were, by our names."""
+    return hub.weights(path / HUB) if (path / HUB).is_dir() else header(path / WEIGHTS)
 
 
 def files(path: Path, about: Mapping[str, Any]) -> list[Path]:
@@ -83,7 +78,7 @@ def combined(about: dict[str, Any], first: dict[str, Any], second: Mapping[str, 
 def said(path: Path) -> dict[str, Any]:
     """The description of a folder, and under "tied", "added" and "dropped" what its files hold; reads no weights."""
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
-    if missing:
+    if missing and not (missing == [WEIGHTS] and (path / HUB).is_dir()):
         raise ZooError(f"{path} is not a zoo checkpoint folder: {' and '.join(missing)} missing.")
     try:
         about = dict(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
@@ -99,53 +94,6 @@ def said(path: Path) -> dict[str, Any]:
 def damaged(path: Path, error: Exception) -> ZooError:
     """What is said of a folder that cannot be read."""
     return ZooError(f"{path} is damaged: {type(error).__name__}: {str(error).splitlines()[0][:160]}.")
-
-
-def header(path: Path) -> dict[str, Stored]:
-    """Where the tensors of a .safetensors file lie."""
-    try:
-        size, whole = 0, path.stat().st_size
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if not 2 <= size <= min(LONGEST, whole - 8):
-                raise ValueError("its header is longer than the file")
-            nodes = {name: node for name, node in json.loads(file.read(size)).items() if name != "__metadata__"}
-        found, ends = {}, [0]
-        for name, node in nodes.items():
-            kind, (start, stop) = KINDS[node["dtype"]], node["data_offsets"]
-            if stop - start != math.prod(node["shape"]) * kind.itemsize or start < 0:
-                raise ValueError(f"{name} is not as long as its shape says")
-            found[name] = Stored(kind, tuple(node["shape"]), (Run(path, 8 + size + start, stop - start),))
-            ends.append(stop)
-        if 8 + size + max(ends) != whole:
-            raise ValueError(f"the file has {whole} bytes and should have {8 + size + max(ends)}")
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ZooError(f"{path} is damaged: {str(error)[:160]}.") from None
-    return found
-
-
-def pack(path: Path, weights: Mapping[str, Stored]) -> None:
-    """Write a .safetensors file, one buffer of bytes after the other."""
-    order = sorted(weights.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # so that each is aligned
-    nodes: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, stored in order:
-        if stored.dtype not in NAMES:
-            raise ZooError(f"Weights of type {str(stored.dtype).removeprefix('torch.')} cannot be written: {name}.")
-        nodes[name] = {
-            "dtype": NAMES[stored.dtype],
-            "shape": list(stored.shape),
-            "data_offsets": [end, end + stored.size],
-        }
-        end += stored.size
-    head = json.dumps(nodes, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb", buffering=0) as file:
-        for chunk in (len(head).to_bytes(8, "little"), head):
-            file.write(chunk)
-        for _, stored in order:
-            for part in stored.chunks():
-                file.write(part)
 
 
 def write(path: str | Path, about: Mapping[str, Any], weights: Mapping[str, Tensor | Stored], card: str) -> None:

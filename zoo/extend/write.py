@@ -19,6 +19,8 @@ from zoo.checkpoints import folder, lightning
 from zoo.checkpoints.stored import Stored
 from zoo.errors import ZooError, listing
 from zoo.extend.rewrite import Plan
+from zoo.hub import files
+from zoo.hub import folder as hub
 from zoo.lengths import short
 
 SUFFIX = ".ckpt"
@@ -53,11 +55,10 @@ def free(out: Path, source: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ZooError(f"{out} exists.   Try:  --overwrite, or --out another path")
     single = out.name.endswith(SUFFIX)
-    if single != out.is_file() or not (
-        single or ((out / folder.CONFIG).is_file() and (out / folder.WEIGHTS).is_file())
-    ):
+    held = (out / folder.CONFIG).is_file() and ((out / folder.WEIGHTS).is_file() or (out / folder.HUB).is_dir())
+    if single != out.is_file() or not (single or held):
         raise ZooError(f"{out} is no checkpoint{' file' * single}, and --overwrite replaces those only.")
-    own = (folder.CONFIG, folder.WEIGHTS, folder.ADDED, folder.TOKENIZER, folder.CARD)
+    own = (folder.CONFIG, folder.WEIGHTS, folder.ADDED, folder.TOKENIZER, folder.CARD, folder.HUB)
     others = [] if single else [path.name for path in out.iterdir() if path.name not in own and path.suffix != ".png"]
     if others:
         raise ZooError(
@@ -79,7 +80,7 @@ def write(plan: Plan, out: Path, card: Callable[[str], str]) -> str:
     with whole(out) as beside:
         if out.name.endswith(SUFFIX):
             lightning.write(beside, plan.about, weights, source.run)
-        elif checkpoints.form(source.path) is folder:
+        elif checkpoints.form(source.path) in (folder, hub):
             return linked(plan, weights, beside, card)
         else:
             folder.write(beside, plan.about, weights, card("conversion"))
@@ -90,9 +91,8 @@ def linked(plan: Plan, weights: Mapping[str, Stored], beside: Path, card: Callab
     """Make a folder of a folder: its file of weights under another name, and beside it what that does not hold."""
     source = plan.source
     beside.mkdir()
-    first = folder.header(source.path / folder.WEIGHTS)
-    first |= {same: first[name] for same, name in source.tied.items()}
-    how = clone(source.path / folder.WEIGHTS, beside / folder.WEIGHTS)
+    first, how = kept(source.path, beside)
+    first |= {same: first[name] for same, name in source.tied.items() if name in first}
     added = {name: stored for name, stored in weights.items() if first.get(name) != stored}
     second = source.path / folder.ADDED
     if added and second.is_file() and added == folder.header(second):
@@ -106,6 +106,21 @@ def linked(plan: Plan, weights: Mapping[str, Stored], beside: Path, card: Callab
     }
     folder.describe(beside, {**plan.about, **notes}, card(how))
     return how
+
+
+def kept(source: Path, beside: Path) -> tuple[dict[str, Stored], str]:
+    """Make the weights of a folder those of another too: where they lie, and how they came there."""
+    if (source / folder.WEIGHTS).is_file() and checkpoints.form(source) is folder:
+        return folder.header(source / folder.WEIGHTS), clone(source / folder.WEIGHTS, beside / folder.WEIGHTS)
+    whole = source if checkpoints.form(source) is hub else source / folder.HUB
+    (beside / folder.HUB).mkdir()
+    how = set()
+    for path in sorted(path for path in whole.iterdir() if path.is_file()):
+        if path.suffix in files.SUFFIXES:
+            how.add(clone(path, beside / folder.HUB / path.name))
+        else:  # people edit these in place
+            shutil.copyfile(path, beside / folder.HUB / path.name)
+    return files.weights(whole), listing(sorted(how))
 
 
 def clone(source: Path, target: Path) -> str:
@@ -133,7 +148,7 @@ def whole(out: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield beside
-        for path in [*beside.iterdir(), beside] if beside.is_dir() else [beside]:
+        for path in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
             flush(path)
         replace(beside, target)
         flush(target.parent)

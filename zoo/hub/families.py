@@ -1,7 +1,7 @@
 """The networks that Hugging Face's folders hold, as ours: arguments of Decoder, and where its tensors are.
 
-A family is a function of the config. Llama's is that of Mistral, Qwen2, Qwen3, SmolLM2 and SmolLM3 too, which differ in a
-norm, some biases, windows, and layers without positions. Dropout is left at 0: a run sets its own.
+A family is a function of the config. Llama's is that of Mistral, Qwen2, Qwen3, SmolLM2 and SmolLM3 too, which differ in
+a norm, some biases, windows, and layers without positions. Dropout is left at 0: a run sets its own.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def gated(sizes: Sizes, arguments: dict[str, Any], *, before: str, between: str)
         layout.norm(f"{ours}norm2", f"{theirs}{between}", d)
         if arguments["qk_norm"] != "none":
             widths = (q, kv) if arguments["qk_norm"] == "width" else (sizes.head_dim, sizes.head_dim)
-            for which, width in zip("qk", widths, strict=True):
-                layout.norm(f"{ours}attention.{which}_norm", f"{attention}{which}_norm", width)
+            for which, scale in zip("qk", widths, strict=True):
+                layout.norm(f"{ours}attention.{which}_norm", f"{attention}{which}_norm", scale)
     return layout
 
 

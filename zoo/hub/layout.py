@@ -1,7 +1,7 @@
 """Which rows of which of their tensors are which rows of ours.
 
 Our queries, keys and values are one matrix, gate and value of a feed-forward layer another, and theirs mostly are not.
-Rows lie one after the other in a file, so a matrix of ours is a list of stretches of their files, and nothing is copied.
+Rows lie one after the other in a file, so a matrix of ours is a list of stretches of theirs, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -35,6 +35,19 @@ class Part:
     shape: Shape
     rows: range | None = None
     transposed: bool = False
+
+
+class Turned(Stored):
+    """A matrix whose bytes lie column by column; it is turned when it is read."""
+
+    def tensor(self) -> Tensor:
+        return Stored(self.dtype, self.shape[::-1], self.runs).tensor().mT.contiguous()
+
+    def chunks(self) -> Iterator[memoryview]:
+        yield from Stored.of(self.tensor()).chunks()
+
+    def page(self, start: int, size: int) -> bytes:
+        return Stored.of(self.tensor()).page(start, size)
 
 
 class Layout:
@@ -130,7 +143,7 @@ def joined(parts: list[tuple[Part, Stored]]) -> Stored:
 def taken(part: Part, stored: Stored) -> Stored:
     """The rows of a part."""
     if part.transposed:
-        return Stored.of(stored.tensor().mT.contiguous())
+        return Turned(stored.dtype, stored.shape[::-1], stored.runs)
     return stored if part.rows is None else rows(stored, part.rows)
 
 
@@ -142,19 +155,20 @@ def merged(parts: list[Stored]) -> Stored:
     return Stored(parts[0].dtype, shape, tuple(compact(run for part in parts for run in part.runs)))
 
 
-def compact(runs: Iterable[Run | Held]) -> Iterator[Run | Held]:
+def compact(runs: Iterable[Run | Held]) -> list[Run | Held]:
     """Runs of which neighbours in a file are one."""
-    last: Run | Held | None = None
+    found: list[Run | Held] = []
     for run in runs:
-        if isinstance(last, Run) and isinstance(run, Run) and last.path == run.path:
-            if last.start + last.size == run.start:
-                last = Run(last.path, last.start, last.size + run.size)
-                continue
-        if last is not None:
-            yield last
-        last = run
-    if last is not None:
-        yield last
+        last = found[-1] if found else None
+        if (
+            isinstance(last, Run)
+            and isinstance(run, Run)
+            and (last.path, last.start + last.size) == (run.path, run.start)
+        ):
+            found[-1] = Run(last.path, last.start, last.size + run.size)
+        else:
+            found.append(run)
+    return found
 
 
 def rows(stored: Stored, wanted: range) -> Stored:
