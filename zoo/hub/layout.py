@@ -121,7 +121,7 @@ class Layout:
             own.sort(key=lambda piece: piece[0].start)
             first = own[0][2]
             if first.transposed:
-                found[self.prefix + name] = Stored.of(own[0][1].tensor().mT.contiguous())
+                found[self.prefix + name] = turned(own[0][1])
             else:
                 runs = tuple(run for _, piece, _ in own for run in piece.runs)
                 found[self.prefix + name] = Stored(own[0][1].dtype, first.shape, runs)
@@ -143,8 +143,14 @@ def joined(parts: list[tuple[Part, Stored]]) -> Stored:
 def taken(part: Part, stored: Stored) -> Stored:
     """The rows of a part."""
     if part.transposed:
-        return Turned(stored.dtype, stored.shape[::-1], stored.runs)
+        return turned(stored)
     return stored if part.rows is None else rows(stored, part.rows)
+
+
+def turned(stored: Stored) -> Stored:
+    """A matrix with rows for columns, which nothing is copied for before it is read."""
+    kind = Stored if isinstance(stored, Turned) else Turned
+    return kind(stored.dtype, stored.shape[::-1], stored.runs)
 
 
 def merged(parts: list[Stored]) -> Stored:
@@ -173,6 +179,10 @@ def compact(runs: Iterable[Run | Held]) -> list[Run | Held]:
 
 def rows(stored: Stored, wanted: range) -> Stored:
     """Some rows of a tensor."""
+    if len(wanted) == stored.shape[0]:
+        return stored
+    if isinstance(stored, Turned):
+        return Stored.of(stored.tensor()[wanted.start : wanted.stop])
     size = math.prod(stored.shape[1:]) * stored.dtype.itemsize
     return Stored(
         stored.dtype,
