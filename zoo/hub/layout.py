@@ -108,23 +108,21 @@ class Layout:
 
     def theirs(self, held: Mapping[str, Stored]) -> dict[str, Stored]:
         """Where their tensors lie, given where ours do: the way back."""
-        pieces: dict[str, list[tuple[range, Stored, Part]]] = {}
+        pieces: dict[str, dict[int, tuple[Part, Stored]]] = {}  # by the first row in theirs: what is tied comes twice
         for name, parts in self.parts.items():
             start = 0
             for part in parts:
                 count = part.shape[-1] if part.transposed else len(part.rows or range(part.shape[0]))
-                piece = rows(held[name], range(start, start + count))
-                pieces.setdefault(part.name, []).append((part.rows or range(part.shape[0]), piece, part))
+                first = part.rows.start if part.rows else 0
+                pieces.setdefault(part.name, {})[first] = part, rows(held[name], range(start, start + count))
                 start += count
         found = {}
         for name, own in pieces.items():
-            own.sort(key=lambda piece: piece[0].start)
-            first = own[0][2]
-            if first.transposed:
-                found[self.prefix + name] = turned(own[0][1])
+            (part, piece), *_ = ordered = [own[first] for first in sorted(own)]
+            if part.transposed:
+                found[self.prefix + name] = turned(piece)
             else:
-                runs = tuple(run for _, piece, _ in own for run in piece.runs)
-                found[self.prefix + name] = Stored(own[0][1].dtype, first.shape, runs)
+                found[self.prefix + name] = merged([piece for _, piece in ordered])
         return found
 
     def plain(self, name: str) -> str:
