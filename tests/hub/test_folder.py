@@ -15,9 +15,9 @@ import folders
 
 from zoo import checkpoints
 from zoo.cli import main
-from zoo.data.foreign import Foreign
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
+from zoo.hub.foreign import Foreign
 
 
 def zoo(capsys, *words: str) -> tuple[int, str]:
