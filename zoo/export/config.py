@@ -1,0 +1,180 @@
+"""A network of ours as one of transformers' families: the keys of its config.json.
+
+Each family is tried with the keys that it would have; the one that, read back, gives the same network is right, so that
+nothing is exported which reading would not understand.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo import plugins
+from zoo.decoder import Decoder
+from zoo.errors import ZooError, listing
+from zoo.export import rope
+from zoo.hub import families
+from zoo.hub.config import Config
+from zoo.hub.layout import Layout
+from zoo.trunk import Trunk, local
+
+FREE = {"position", "kernel", "reach", "length", "dropout", "checkpointing", "feed_forward_chunk", "std", "sinks"}
+"""Arguments that no config says, or that are compared in another way."""
+ROPE = {
+    *("rope_theta", "rope_scaling", "rope_parameters", "rotary_pct", "rotary_emb_base", "partial_rotary_factor"),
+    *("max_position_embeddings", rope.ORIGINAL),
+}
+"""Keys of positions, which are said anew."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network in their words.
+
+    Args:
+        keys: Of config.json.
+        layout: Where its tensors are.
+        notes: What a person should know.
+    """
+
+    keys: dict[str, Any]
+    layout: Layout
+    notes: tuple[str, ...] = ()
+
+
+def export(about: Mapping[str, Any], keys: Mapping[str, Any] | None = None) -> Exported:
+    """The config of a network.
+
+    Raises ZooError where no family of theirs is the same network.
+
+    Args:
+        about: The description of a checkpoint.
+        keys: The config that it once came with, whose other keys are kept.
+    """
+    network = about["network"]
+    if not network["class_path"].endswith(".Decoder"):
+        raise ZooError("What transformers' families hold are language models, and this is a vision transformer.")
+    arguments = complete(network["init_args"])
+    kernel = (arguments["kernel"] or {"class_path": "Auto"})["class_path"]
+    if (form := plugins.load("zoo.kernels", kernel).form) != "softmax":
+        raise ZooError(f"The kernel {kernel} computes {form}, and transformers' families have softmax attention.")
+    if arguments["sinks"]:
+        raise ZooError("transformers' families have no sinks, which this model's window spares.")
+    table = position(arguments) == "Learned"
+    said = None if table else rope.say(arguments)
+    length = arguments["length"]
+    apart: list[str] = []
+    for kind, own in [(keys["model_type"], keys)] if keys is not None else candidates(arguments):
+        found = {name: value for name, value in own.items() if name not in ROPE}
+        if table:
+            rows = (arguments["position"].get("init_args") or {}).get("rows") or length
+            found |= {"n_positions": rows} | ({"n_ctx": rows} if "n_ctx" in found else {})
+        elif said is not None:
+            found |= spoken(said, kind)
+        if table != (kind == "gpt2"):
+            continue
+        config = Config(Path("config.json"), {"model_type": kind, "architectures": [families.FAMILIES[kind][0]], **found})
+        read = families.network(config)
+        wrong = differing(arguments, complete(read.arguments))
+        if not wrong:
+            return Exported(config.keys, read.layout, said.notes if said else ())
+        apart = wrong if not apart or len(wrong) < len(apart) else apart
+    raise ZooError(
+        "No family of transformers' is this network"
+        + (f": the nearest differs in {listing(apart)}." if apart else f" with {position(arguments)}.")
+    )
+
+
+def spoken(said: rope.Said, kind: str) -> dict[str, Any]:
+    """The keys of positions, with those that GPT-NeoX has besides."""
+    keys = said.keys()
+    if kind == "gpt_neox":
+        keys |= {"rotary_pct": said.fraction, "rotary_emb_base": said.theta}
+        keys["rope_parameters"]["partial_rotary_factor"] = said.fraction
+        keys.pop("rope_theta")
+        keys.pop("partial_rotary_factor", None)
+    return keys
+
+
+def candidates(arguments: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each family, with the keys that this network would have in it."""
+    a = arguments
+    layers = a["layers"]
+    nope, windowed = local(layers, a["nope_every"], a["nope_layers"], a["window_layers"])
+    sizes = {
+        "vocab_size": a["vocabulary"],
+        "hidden_size": a["dim"],
+        "intermediate_size": a["hidden"],
+        "num_hidden_layers": layers,
+        "num_attention_heads": a["heads"],
+        "num_key_value_heads": a["kv_heads"],
+        "head_dim": a["head_dim"],
+        "tie_word_embeddings": a["tied"],
+    }
+    gated = {**sizes, "hidden_act": "silu", "rms_norm_eps": a["eps"]}
+    types = ["sliding_attention" if layer in windowed else "full_attention" for layer in range(layers)]
+    local_ = {"use_sliding_window": a["window"] is not None, "sliding_window": a["window"]}
+    some = {**local_, "layer_types": types} if a["window"] is not None else {"use_sliding_window": False}
+    biases = {"attention_bias": a["qkv_bias"]}
+    yield "llama", {**gated, **biases, "mlp_bias": a["feed_forward_bias"]}
+    yield "mistral", {**gated, "sliding_window": a["window"]}
+    yield "qwen2", {**gated, **some}
+    yield "qwen3", {**gated, **biases, **some}
+    rotated = [int(layer not in nope) for layer in range(layers)]
+    yield "smollm3", {**gated, **biases, "mlp_bias": a["feed_forward_bias"], **some, "no_rope_layers": rotated}
+    yield "olmo2", {**gated, **biases}
+    act = {"GELU": "gelu", "GELU-tanh": "gelu_new"}.get(a["feed_forward"], "gelu")
+    neox = {**sizes, "hidden_act": act, "layer_norm_eps": a["eps"], **biases, "use_parallel_residual": a["parallel"]}
+    neox = {name: value for name, value in neox.items() if name not in ("num_key_value_heads", "head_dim")}
+    yield "gpt_neox", neox
+    yield "gpt2", {
+        "vocab_size": a["vocabulary"],
+        "n_embd": a["dim"],
+        "n_inner": a["hidden"],
+        "n_layer": layers,
+        "n_head": a["heads"],
+        "activation_function": act,
+        "layer_norm_epsilon": a["eps"],
+        "tie_word_embeddings": a["tied"],
+    }
+
+
+def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of Decoder with the defaults of those that are not said, and what some are derived from."""
+    found: dict[str, Any] = {}
+    for kind in (Trunk, Decoder):
+        for name, parameter in inspect.signature(kind).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                found[name] = parameter.default
+    found |= {name: value for name, value in arguments.items() if value is not None or found.get(name) is None}
+    for name in ("prefix", "causal"):
+        found.pop(name, None)
+    found["kv_heads"] = found["kv_heads"] or found["heads"]
+    found["head_dim"] = found["head_dim"] or found["dim"] // found["heads"]
+    gated = found["feed_forward"] == "SwiGLU"
+    found["hidden"] = found["hidden"] or (-(-8 * found["dim"] // 192) * 64 if gated else 4 * found["dim"])
+    return found
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of arguments in which two networks differ."""
+    lists = {"nope_every", "nope_layers", "window_layers"}
+    found = sorted(
+        name for name in one.keys() | other.keys() if name not in FREE | lists and one.get(name) != other.get(name)
+    )
+    layers = [
+        local(each["layers"], each["nope_every"], each["nope_layers"], each["window_layers"]) for each in (one, other)
+    ]
+    if layers[0][0] != layers[1][0]:
+        found.append("the layers without positions")
+    if one["window"] is not None and layers[0][1] != layers[1][1]:
+        found.append("the layers with the window")
+    return found
+
+
+def position(arguments: Mapping[str, Any]) -> str:
+    """The name of the encoding."""
+    return str((arguments["position"] or {"class_path": "RoPE"})["class_path"])
