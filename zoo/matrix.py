@@ -93,6 +93,8 @@ def agree(position: PositionEncoding, kernel: Kernel, **known: Any) -> None:
         for other, found in plugins.classes("zoo.kernels").items()
         if not objections(asked, found(position.geometry), encoding)
     ]
+    if name in able:  # with other arguments
+        raise ZooError(f"the kernel {name} cannot serve this model as its arguments are.\n  " + "\n  ".join(reasons))
     what = "carry the bias of" if not carries(kernel.fuses, asked.rung) else "serve"
     raise ZooError(
         f"the kernel {name} cannot {what} the position encoding {encoding}.\n  "

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.bias import Bias
 from zoo.kernel import Mask, attend
@@ -84,10 +84,13 @@ class Rowwise(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor | None, ...]:
-        job, saved = ctx.job, ctx.saved_tensors
-        needs = [need for place, need in enumerate(ctx.needs_input_grad) if place != 3]
+        return once(partial(Rowwise.pull, ctx.job, ctx.needs_input_grad), down, *ctx.saved_tensors)
+
+    @staticmethod
+    def pull(job: Any, wanted: Sequence[bool], down: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients."""
+        needs = [need for place, need in enumerate(wanted) if place != 3]
         into = [torch.zeros_like(t, dtype=exact(t)) if need else None for t, need in zip(saved, needs, strict=True)]
         with torch.autocast(down.device.type, enabled=False):
             for rows, columns in blocks(job[2], saved[0].shape[2], saved[1].shape[2], job[4]):
@@ -100,15 +103,40 @@ class Rowwise(torch.autograd.Function):
                     ]
                     q, k, v, *tensors = leaves
                     out = Rowwise.part(q, k, v, job, tensors, rows)
-                wanted = [leaf for leaf in leaves if leaf.requires_grad]
+                asked = [leaf for leaf in leaves if leaf.requires_grad]
                 with ordered():
-                    found = iter(torch.autograd.grad(out, wanted, down[:, :, rows], allow_unused=True))
+                    found = iter(torch.autograd.grad(out, asked, down[:, :, rows], allow_unused=True))
                 for n, part in enumerate(into):
                     if part is not None and (more := next(found)) is not None:
                         target = part if n > 2 else part[:, :, places[n]]
                         target += more
         grads = [part.to(t.dtype) if part is not None else None for part, t in zip(into, saved, strict=True)]
         return *grads[:3], None, *grads[3:]
+
+
+class Once(torch.autograd.Function):
+    """Gradients that have none of their own.
+
+    torch's `once_differentiable` tells those only who come by the output's gradient; a second derivative by what the
+    gradients were computed from would lack a part of its terms without a word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pull: Callable[..., tuple[Tensor | None, ...]], *tensors: Tensor) -> Any:
+        return pull(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "Attention by blocks writes its gradient out, and that cannot be differentiated once more. The kernel "
+            "Eager, and the `reference` of each kernel, can be differentiated as often as you like."
+        )
+
+
+def once(pull: Callable[..., tuple[Tensor | None, ...]], *tensors: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients that `pull` makes of some tensors; whoever differentiates them is refused."""
+    found: tuple[Tensor | None, ...] = Once.apply(pull, *tensors)
+    return found
 
 
 def exact(x: Tensor) -> torch.dtype:

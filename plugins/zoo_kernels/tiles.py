@@ -19,16 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.kernel import Mask
 from zoo.position import Bias, Dense
 from zoo_kernels.profile import diagonal, diagonals, profile, skewed, weavable
-from zoo_kernels.rows import blocks, exact, ordered
+from zoo_kernels.rows import blocks, exact, once, ordered
 
 LOG2E = math.log2(math.e)
 
@@ -290,10 +290,14 @@ class Additive(torch.autograd.Function):
         return out.to(q.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor | None, ...]:
-        job, (q, k, v, out, level, *tensors) = ctx.job, ctx.saved_tensors
-        want_q, want_k, want_v, _, *want = ctx.needs_input_grad
+        return once(partial(Additive.pull, ctx.job, ctx.needs_input_grad), down, *ctx.saved_tensors)
+
+    @staticmethod
+    def pull(job: Job, wanted: Sequence[bool], down: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients."""
+        q, k, v, out, level, *tensors = saved
+        want_q, want_k, want_v, _, *want = wanted
         keys, values = job.score.keys(k.to(exact(q))), v.to(exact(q)).contiguous()
         into = [torch.zeros_like(t) if need else None for t, need in zip(tensors, want, strict=True)]
         learned, line = any(want) and not job.woven, into[0] if job.woven else None
@@ -305,9 +309,9 @@ class Additive(torch.autograd.Function):
             for rows, columns in blocks(job.mask, q.shape[2], k.shape[2], job.block):
                 query, push = job.score.queries(job.take(q, rows)), job.take(down, rows)
                 less, mean = -job.take(level, rows), -(push * job.take(out, rows)).sum(-1, keepdim=True)
-                pull = torch.zeros_like(query)
+                back = torch.zeros_like(query)
                 works = [
-                    (p, p.flat(query), p.keys(keys), p.keys(values), p.of(less), p.flat(push), p.of(mean), p.flat(pull))
+                    (p, p.flat(query), p.keys(keys), p.keys(values), p.of(less), p.flat(push), p.of(mean), p.flat(back))
                     for p in job.parts(rows, columns, q, k.shape[1])
                 ]
                 for here, hidden, alive in job.tiles(rows, columns, q):
@@ -316,9 +320,9 @@ class Additive(torch.autograd.Function):
                     ]
                     with torch.set_grad_enabled(learned and type(job.bias) is not Dense):
                         added = job.added(leaves, rows, here, q.shape[2])
-                    below, once = None, all(alive)
+                    below, full = None, all(alive)
                     if learned and added is not None:
-                        below = torch.empty_like(added) if once else torch.zeros_like(added)
+                        below = torch.empty_like(added) if full else torch.zeros_like(added)
                     under = line[:, diagonal(rows, here, q.shape[2])] if line is not None else None
                     for part, part_q, part_k, part_v, lower, part_push, means, part_pull in works:
                         if not alive[part.batch.start % len(alive)]:
@@ -340,11 +344,11 @@ class Additive(torch.autograd.Function):
                             under[part.heads] += diagonals(skew).view(*slope.shape[:2], -1).sum(0)
                         elif below is not None:
                             share = part.of(below)
-                            fresh = once and (part.batch.start == 0 or len(below) > 1)
+                            fresh = full and (part.batch.start == 0 or len(below) > 1)
                             (share.copy_ if fresh else share.add_)(slope.sum_to_size(share.shape))
-                    if below is not None:
+                    if below is not None and added is not None:
                         job.collect(added, below, leaves, into, [rows, here])
-                job.give(pull, dq, rows)
+                job.give(back, dq, rows)
         job.score.done(dq if want_q else None, dk if want_k else None)
         found = (
             grad.to(like.dtype, memory_format=torch.contiguous_format) if need else None

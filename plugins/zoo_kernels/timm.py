@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo import plugins
 from zoo.errors import ZooError, listing
@@ -39,6 +39,9 @@ class KernelAttention(Attention):
     settings: dict[str, Any]
     grid: tuple[int, int]
     prefix: int
+
+    def __reduce__(self) -> Any:  # its class has no name by which another process could find it
+        return blank, (self.kind.__name__, self.grid, self.prefix, self.settings), self.__dict__
 
     def __init__(self, dim: int, num_heads: int = 8, *args: Any, depth: int = 0, **others: Any) -> None:
         super().__init__(dim, num_heads, *args, **others)
@@ -104,6 +107,21 @@ def attention(kernel: str, *, grid: tuple[int, int] = (14, 14), prefix: int = 1,
         raise ZooError(f"The kernel {kernel} has no argument {listing(wrong)}; it has: {listing(known)}.")
     own = {"kind": kind, "settings": arguments, "grid": grid, "prefix": prefix, "__doc__": KernelAttention.__doc__}
     return type(f"{kernel}Attention", (KernelAttention,), own)
+
+
+def blank(kernel: str, grid: tuple[int, int], prefix: int, arguments: dict[str, Any]) -> Any:
+    """A layer without content, for pickle to fill."""
+    kind = attention(kernel, grid=grid, prefix=prefix, **arguments)
+    return object.__new__(kind)
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Names of the kernels' parameters in a model, which weight decay would pull to where they mean something else.
+
+    Give them to timm as `no_weight_decay_list`, beside its model's own.
+    """
+    found = [(name, part) for name, part in model.named_modules() if isinstance(part, KernelAttention)]
+    return {f"{name}.kernel.{own}" for name, part in found for own, _ in part.kernel.named_parameters()}
 
 
 def added(mask: Tensor, heads: int, tokens: int) -> tuple[Dense, Tensor]:

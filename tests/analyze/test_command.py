@@ -337,7 +337,7 @@ def test_redundancy_as_a_measure(text):
     with pytest.raises(Unfit, match="one head"):
         redundancy(reader, 40, setting)
     reader.model = text("NoPE", kernel="Sigmoid").model
-    with pytest.raises(Unfit, match="no distribution"):
+    with pytest.raises(Unfit, match="no softmax of dot products"):
         redundancy(reader, 40, setting)
 
 

@@ -125,8 +125,8 @@ def test_other_forms(text):
     for kernel in ("Sigmoid", "LinearAttention"):
         found = analyze(text("NoPE", kernel=kernel))
         assert found["heads"] is None
-        assert "no distribution" in found["absent"]["heads"]
-    with pytest.raises(Unfit, match="no distribution"):
+        assert "no softmax of dot products" in found["absent"]["heads"]
+    with pytest.raises(Unfit, match="no softmax of dot products"):
         Heads(torch.zeros(3, 1), 0).value()
 
 

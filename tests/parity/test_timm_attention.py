@@ -3,7 +3,9 @@
 timm is imported as in test_timm.py, on a torchvision whose operators are declared and never called.
 """
 
+import copy
 import importlib.util
+import pickle
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ for name in ("nms", "qnms"):
 import timm  # noqa: E402
 from timm.layers import Attention  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-from zoo_kernels.timm import attention  # noqa: E402
+from zoo_kernels.timm import attention, undecayed  # noqa: E402
 
 KERNELS = ("SDPA", "Auto", "RBF", "Cosine", "Sigmoid", "LinearAttention", "FourierIntegral", "FourierQuartic")
 
@@ -166,3 +168,24 @@ def test_what_cannot_be_had_is_said():
     assert layer(torch.randn(1, 4, 32), is_causal=True).shape == (1, 4, 32)
     with pytest.raises(ZooError, match="cannot carry a Dense bias"):
         layer(torch.randn(1, 4, 32), attn_mask=torch.ones(4, 4, dtype=torch.bool))
+
+
+def test_a_model_is_pickled_and_copied():
+    model = timm.create_model("deit_tiny_patch16_224", attn_layer=attention("FourierIntegral", power=2.0), depth=1)
+    again = pickle.loads(pickle.dumps(model))
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+    assert copy.deepcopy(again).blocks[0].attn.kernel.bandwidth.power == 2.0
+
+
+def test_the_kernels_own_parameters_are_spared_by_weight_decay():
+    from timm.optim import param_groups_weight_decay
+
+    model = timm.create_model("deit_tiny_patch16_224", attn_layer=attention("FourierIntegral"), depth=2)
+    names = undecayed(model)
+    assert names == {f"blocks.{n}.attn.kernel.bandwidth.log_radius" for n in range(2)}
+    spared, decayed = param_groups_weight_decay(model, 0.05, model.no_weight_decay() | names)
+    own = {id(block.attn.kernel.bandwidth.log_radius) for block in model.blocks}
+    assert own <= {id(p) for p in spared["params"]}
+    assert not own & {id(p) for p in decayed["params"]}

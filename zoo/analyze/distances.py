@@ -136,9 +136,9 @@ def maps(
         with torch.autocast(q.device.type, enabled=False):
             try:
                 block = call(q, k, units, bias=bias, mask=mask, scale=scale)
-            except (ZooError, RuntimeError, ValueError):
-                if call == kernel.reference:
-                    raise
+            except (ZooError, RuntimeError, ValueError) as error:
+                if call == kernel.reference or isinstance(error, torch.OutOfMemoryError):
+                    raise  # the reference takes more memory still
                 call = kernel.reference
                 block = call(q, k, units, bias=bias, mask=mask, scale=scale)
         yield block[..., : keys - start]

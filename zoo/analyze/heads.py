@@ -1,7 +1,7 @@
 """What heads attend to: how far, how widely, how much to the start, and how much alike.
 
-Weights are those of the kernel's definition, by blocks of rows, so memory is linear in the length. Only a softmax gives
-weights that are a distribution; for other forms there is nothing to say here, and the reason is said instead.
+Weights are those of softmax attention's definition, by blocks of rows, so memory is linear in the length. Of kernels of
+another form there is nothing to say here, and that is said instead; `distances` measures those too.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Heads:
         """Numbers by layer and head; raises Unfit where no layer has a distribution."""
         if not self.sums:
             raise Unfit(
-                "This kernel's form is no softmax: its weights are no distribution over tokens, so that distance, "
-                "entropy and redundancy of attention are not defined."
+                "This kernel's form is no softmax of dot products, which is all that is read here. How far its heads "
+                "are apart is logged at validation by the callback HeadRedundancy, whatever the kernel."
             )
         tokens, text = len(self.positions), self.positions.shape[1] == 1
         several = self.count * max(tokens - 1, 1) if text else self.count * tokens

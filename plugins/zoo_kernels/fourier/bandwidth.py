@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.position import Exact, Geometry
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""What R and p are between: both are float32."""
 Radius = float | Literal["matched", "official"]
 Per = Literal["layer", "head", "channel", "both"]
 
@@ -41,13 +43,13 @@ class Bandwidth(Exact):
         self, geometry: Geometry, *, power: float, learn_power: bool, radius: Radius, per: Per, pairs: bool = False
     ) -> None:
         super().__init__()
-        if not 0 < power < math.inf:
-            raise ZooError(f"The power p of sinc is above 0; got {power}. The published models have 4.")
+        if not SMALLEST < power < LARGEST:
+            raise ZooError(f"The power p of sinc is a number above 0; got {power}. The published models have 4.")
         if radius == "matched":
             radius = math.sqrt(3 / (power * math.sqrt(geometry.head_dim)))
         elif radius == "official":
             radius = 2.0 if geometry.causal else 1.0
-        if not isinstance(radius, int | float) or not 0 < radius < math.inf:
+        if isinstance(radius, bool) or not isinstance(radius, int | float) or not SMALLEST < radius < LARGEST:
             raise ZooError(f"The radius R is a number above 0, matched, or official; got {radius}.")
         if per not in ("layer", "head", "channel", "both"):
             raise ZooError(f"R is one per layer, head, channel, or both; got {per}.")

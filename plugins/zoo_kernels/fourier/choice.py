@@ -42,6 +42,7 @@ def unfit(asked: Implementation, device: str, dtype: torch.dtype) -> str | None:
     return f"Fourier attention cannot run {WORDS[asked]}: {reason}.   Try:  --model.kernel.implementation auto"
 
 
+@torch.compiler.disable
 def attend(
     a: Tensor,
     b: Tensor,

@@ -34,6 +34,7 @@ LN2 = tl.constexpr(math.log(2))
 PI = tl.constexpr(3.1415927410125732)
 """The float32 nearest to pi; `REST` is what it lacks."""
 REST = tl.constexpr(-8.742278012618954e-08)
+HALF = tl.constexpr(1.5707963705062866)
 TURN = tl.constexpr(1 / math.pi)
 ROUND = tl.constexpr(1.5 * 2**23)
 """Added and subtracted, it rounds a float32 to a whole number."""
@@ -76,9 +77,11 @@ def root(x, FAST: tl.constexpr):
 
 @triton.jit
 def turns(u):
-    """k and u - k pi, for the whole number k that brings it nearest to 0."""
+    """k and u - k pi, for the whole number k that brings it nearest to 0; some r beyond 1e7, where there is none."""
     k = (u * TURN + ROUND) - ROUND
-    return k, (u - k * PI) - k * REST
+    r = (u - k * PI) - k * REST
+    r = tl.minimum(r, HALF, propagate_nan=tl.PropagateNan.ALL)
+    return k, tl.maximum(r, -HALF, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

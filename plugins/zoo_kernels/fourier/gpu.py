@@ -7,17 +7,19 @@ of all sums is to be fixed, two passes, which take about twice the time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from zoo.kernel import Mask
+from zoo_kernels.rows import once
 
 TILE = 64
 """Queries and keys in a tile, a power of two of at least 16."""
@@ -122,11 +124,15 @@ class Fourier(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor | None, ...]:
+        return once(partial(Fourier.pull, ctx.job, ctx.needs_input_grad), down, *ctx.saved_tensors)
+
+    @staticmethod
+    def pull(job: Job, wanted: Sequence[bool], down: Tensor, *saved: Any) -> tuple[Tensor | None, ...]:
+        """The gradients."""
         from zoo_kernels.fourier import device
 
-        job, (a, b, v, rate, line, out, level) = ctx.job, ctx.saved_tensors
+        a, b, v, rate, line, out, level = saved
         numbers, down = job.numbers(a, b, v), down.contiguous()
         (batch, heads, queries, _), keys = a.shape, b.shape[2]
         owners, width = batch * heads, v.shape[3]
@@ -134,7 +140,7 @@ class Fourier(torch.autograd.Function):
         turn_a, turn_b = turned(a, numbers["CHANNELS"], numbers["MP"]), turned(b, numbers["CHANNELS"], numbers["NP"])
         mean = functional.pad((down.float() * out.float()).sum(-1), (0, numbers["MP"] - queries))
         da, db = torch.zeros_like(turn_a), a.new_zeros(owners, *turn_b.shape[1:])
-        dv, learned = a.new_empty(owners, keys, width), line is not None and ctx.needs_input_grad[4]
+        dv, learned = a.new_empty(owners, keys, width), line is not None and wanted[4]
         drate = a.new_empty(programs[0 if job.deterministic else 1])
         into = None
         if learned:

@@ -6,11 +6,14 @@ an encoding is added to the logarithm. What is wanted of R and p comes by autogr
 
 from __future__ import annotations
 
+import math
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from zoo.bias import Bias, Dense
-from zoo.errors import ZooError
+from zoo.errors import ZooError, listing
 from zoo.kernel import Kernel, Mask, Request
 from zoo.position import Geometry
 from zoo_kernels.features import attention
@@ -27,12 +30,14 @@ class FourierIntegral(Kernel):
     Source: FourierFormer, Nguyen et al. 2022, arXiv:2206.00206, in logarithms. weights_ij = softmax_j(p sum_d
     ln |sinc(R_hd (q_id - k_jd))| + bias_ij), with sinc(u) = sin(u) / u and one R per head and channel. A scale of the
     logits relative to 1 / sqrt(head_dim) multiplies p. Shapes and masks as in Eager, O(length x block) memory; carries
-    biases up to Dense; trains on any device, and gives the same bits twice. Under torch.compile it breaks the graph.
+    biases up to Dense; trains on any device. It gives the same bits twice on a CPU, and on a GPU where
+    torch.use_deterministic_algorithms asks for it. Under torch.compile it breaks the graph.
 
     Queries and keys are taken to float32 before they are subtracted. Rounded to bfloat16 by their projection (autocast)
-    they leave logits good to about 0.02 where R is "matched" to queries and keys of variance one, and no better than
-    several units where R is 1: train in float32, or float16. Refuses rotations, since turned queries and keys are
-    further from each other in some channels and nearer in others depending on where they stand, and factors per query.
+    they leave logits good to 0.03 where R is "matched" to queries and keys of variance one in 64 channels or more (0.2
+    in 16), and no better than several units where R is 1: train in float32, or float16. Refuses rotations, since turned
+    queries and keys are further from each other in some channels and nearer in others depending on where they stand,
+    and factors per query.
 
     Raises ZooError for numbers that are not above 0, and for an implementation that is not to be had.
 
@@ -64,8 +69,13 @@ class FourierIntegral(Kernel):
         block: int = 256,
     ) -> None:
         super().__init__(geometry)
-        if block < 1:
-            raise ZooError(f"A block of {type(self).__name__} holds at least 1 query, and got {block}.")
+        name = type(self).__name__
+        if block != int(block) or block < 1:
+            raise ZooError(f"A block of {name} holds a whole number of queries, at least 1, and got {block}.")
+        if null is not None and not math.isfinite(null):
+            raise ZooError(f"The null logit of {name} is a finite number, or none; got {null}.")
+        if implementation not in get_args(Implementation):
+            raise ZooError(f"{name} runs as {listing(get_args(Implementation))}; got {implementation}.")
         self.bandwidth = Bandwidth(
             geometry, power=power, learn_power=learn_power, radius=radius, per=per, pairs=self.pairs
         )
@@ -85,6 +95,7 @@ class FourierIntegral(Kernel):
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Bias | None = None, mask: Mask | None = None, scale: float = 1.0
     ) -> Tensor:
         self.check(bias)
+        fitting(type(self).__name__, q, k, v)
         with torch.autocast(q.device.type, enabled=False):
             a, b, values, rate = self.bandwidth.scaled(self.arranged(q), self.arranged(k), v, self.share, scale)
             out = choice.attend(
@@ -130,6 +141,16 @@ class FourierIntegral(Kernel):
     def distances(self, apart: Tensor) -> Tensor:
         """u of each component, given differences in each channel as `arranged`."""
         return apart
+
+
+def fitting(name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise ZooError for tensors that do not belong together: C++ would read what is not there."""
+    (batch, heads, _, width), (groups, keys) = q.shape, k.shape[1:3]
+    if k.shape != (batch, groups, keys, width) or v.shape[:3] != (batch, groups, keys) or heads % max(groups, 1):
+        raise ZooError(
+            f"{name} takes queries [batch, heads, queries, width], keys [batch, kv_heads, keys, width] and values "
+            f"[batch, kv_heads, keys, any width], and got {[*q.shape]}, {[*k.shape]} and {[*v.shape]}."
+        )
 
 
 def unserved(name: str, request: Request) -> list[str]:

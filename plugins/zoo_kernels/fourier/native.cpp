@@ -39,7 +39,7 @@ constexpr int ROWS = 4;            // queries that share the keys that are loade
 constexpr int GROUP = 8;           // components between two looks at the exponent
 constexpr float NEAR = 3.0f;       // below it the polynomials of u^2 hold
 constexpr float PI_HIGH = 3.140625f, PI_LOW = 9.675025939941e-4f, PI_LAST = 1.50995802e-7f;  // their sum is pi
-constexpr float INVERSE_PI = 0.318309886184f, PI_SQUARE = 9.86960440109f;
+constexpr float HALF_PI = 1.57079637f, INVERSE_PI = 0.318309886184f, PI_SQUARE = 9.86960440109f;
 constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
 
 inline vec all(float x) { return x - vec{}; }
@@ -103,11 +103,14 @@ inline vec slope_near(vec w) {
     return p * w - 3.28986835293f;
 }
 
-// u less the nearest multiple of pi; `multiple` is that of pi.
+// u less the nearest multiple of pi; `multiple` is that of pi. Beyond 1e7 floats are farther apart than the waves of a
+// sine, and there is no such thing: then it is some number that a remainder can be, so that sinc is still small.
 inline vec reduced(vec u, vec& multiple) {
     multiple = (u * INVERSE_PI + MAGIC) - MAGIC;
-    const vec r = u - multiple * PI_HIGH;
-    return r - multiple * PI_LOW - multiple * PI_LAST;
+    vec r = u - multiple * PI_HIGH;
+    r = r - multiple * PI_LOW - multiple * PI_LAST;
+    r = r > HALF_PI ? all(HALF_PI) : r;
+    return r < -HALF_PI ? all(-HALF_PI) : r;
 }
 
 // 1 / x to a unit in the last place or two; a division would take as long as all the rest.
@@ -181,6 +184,7 @@ struct Keys {
             const float* from = k + c * k_channel;
             float* to = values.data() + c * stride;
             float least = from[0], most = from[0];
+            std::fill(to + columns, to + stride, from[columns - 1]);  // lanes that no one reads, but that are computed
             for (long j = 0; j < columns; ++j) {
                 to[j] = from[j];
                 least = std::min(least, from[j]);

@@ -1,8 +1,9 @@
 """The score in C++ (native.cpp), for float32 on a CPU: built once for the machine at hand, when first asked for.
 
-The source has a C interface and knows nothing of torch; torch's extension mechanism finds the compiler and runs it. It
-builds in a folder of its own, from which the finished library is moved to the cache under a name that tells source,
-compiler flags and processor: processes may build at the same time, and one that is killed leaves no lock behind.
+The source has a C interface and knows nothing of torch, whose extension mechanism says which compiler there is and
+where extensions are kept. It is compiled in a folder of its own, from which the finished library is moved to the cache
+under a name that tells source, compiler, flags and processor: processes may build at the same time, and one that is
+killed leaves no lock behind.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +27,10 @@ from zoo_kernels.fourier.sinc import Sinc
 
 SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
-GET = "A C++ compiler (apt install g++) and ninja (pip install ninja) make it several times as fast."
+PATIENCE = 120
+"""Seconds that a compiler may take."""
+GET = "C++ is several times as fast; what it needs is a compiler (apt install g++) and a folder to keep the result in."
+lock = threading.Lock()
 
 
 class Native(Sinc):
@@ -76,46 +80,55 @@ def sizes(*numbers: int) -> ctypes.Array[ctypes.c_long]:
 
 @cache
 def library() -> tuple[ctypes.CDLL | None, str]:
-    """The compiled source, or why there is none; built where the cache of this machine does not have it."""
+    """The compiled source, or why there is none; built where the cache of this machine does not have it whole."""
+    with lock:
+        return found()
+
+
+def found() -> tuple[ctypes.CDLL | None, str]:
+    """`library`, for one thread at a time."""
     from torch.utils import cpp_extension
 
     place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    compiler = cpp_extension.get_cxx_compiler()
-    told = " ".join([*FLAGS, compiler, torch.__version__, processor()])
+    try:
+        compiler = shlex.split(cpp_extension.get_cxx_compiler())
+    except ValueError as error:
+        return None, f"the variable CXX is no command: {error}"
+    if not compiler or shutil.which(compiler[0]) is None:
+        return None, f"there is no compiler {' '.join(compiler)}".rstrip()
+    told = " ".join([*FLAGS, *compiler, processor()])
     name = f"zoo_fourier_{hashlib.sha256(SOURCE.read_bytes() + told.encode()).hexdigest()[:16]}"
     path = place / f"{name}.so"
     try:
-        if not path.exists():
-            if shutil.which(shlex.split(compiler)[0]) is None:
-                return None, f"there is no compiler {compiler}"
-            build(name, path)
+        if not whole(path):
+            build(compiler, path)
         return ctypes.CDLL(str(path)), ""
-    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-        return None, next((line for line in lines if "error:" in line), lines[-1]).rstrip(".")
+    except subprocess.TimeoutExpired:
+        return None, f"{compiler[0]} did not come to an end within {PATIENCE} seconds"
+    except subprocess.CalledProcessError as error:
+        lines = [line.strip() for line in error.stderr.splitlines() if line.strip()] or [f"{compiler[0]} failed"]
+        return None, next((line for line in lines if "error" in line), lines[-1]).rstrip(".")
+    except OSError as error:
+        return None, f"{error.filename or path}: {error.strerror or error}. TORCH_EXTENSIONS_DIR names another folder"
 
 
-def build(name: str, path: Path) -> None:
-    """Compile the source and move what comes out to its place, whole."""
-    from torch.utils import cpp_extension
+def whole(path: Path) -> bool:
+    """Whether a library is there with all its bytes: to load one that was cut off would end the process."""
+    said = path.with_suffix(".sha256")
+    return path.is_file() and said.is_file() and said.read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
 
+
+def build(compiler: list[str], path: Path) -> None:
+    """Compile the source, and move what comes out to its place, whole; what it should be goes there first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = os.environ.get("PATH", "")
-    # Where ninja is installed beside a Python that was called by its path.
-    os.environ["PATH"] = os.pathsep.join([before, str(Path(sys.executable).parent)])
-    try:
-        with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=path.parent) as folder:
-            cpp_extension.load(
-                name,
-                [str(SOURCE)],
-                extra_cflags=FLAGS,
-                extra_ldflags=["-fopenmp"],
-                build_directory=folder,
-                is_python_module=False,
-            )
-            os.replace(Path(folder) / f"{name}.so", path)
-    finally:
-        os.environ["PATH"] = before
+    with tempfile.TemporaryDirectory(prefix=f"{path.stem}.", dir=path.parent) as folder:
+        made = Path(folder, path.name)
+        command = [*compiler, *FLAGS, "-std=c++17", "-shared", "-fPIC", str(SOURCE), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
+        said = Path(folder, "digest")
+        said.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
+        os.replace(said, path.with_suffix(".sha256"))
+        os.replace(made, path)
 
 
 def processor() -> str:

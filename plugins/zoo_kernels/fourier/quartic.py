@@ -24,10 +24,10 @@ class FourierQuartic(Featured):
     """Softmax over -p times the sum over channels of u^2/6 + u^4/180, with u = R (q - k).
 
     Ours, after Nguyen et al. 2022, arXiv:2206.00206: their product of sinc functions to fourth order of its logarithm,
-    which has no zeros and runs on any fused kernel. At "matched" R the outputs are within a percent of
-    FourierIntegral's. Width of queries and keys: 3 head_dim + 1. Shapes and masks as in Eager; carries biases up to
-    Dense; features are float32 or better, since bfloat16 loses what cancels between them. Refuses rotations, maps of
-    the logits and factors per query.
+    which has no zeros and runs on any fused kernel. At "matched" R and queries and keys of variance one the outputs
+    are within two percent of FourierIntegral's. Width of queries and keys: 3 head_dim + 1. Shapes and masks as in
+    Eager; carries biases up to Dense; features are float32 or better, since bfloat16 loses what cancels between them.
+    Refuses rotations, maps of the logits and factors per query.
 
     Raises ZooError for numbers that are not above 0.
 

@@ -17,8 +17,8 @@ GROUP = 4
 """Components between two logarithms: their product does not underflow in float32."""
 SMALLEST = 1e-9
 """|sin u| is not taken to be smaller: at the zeros of sinc the weight is 0 all the same."""
-ONE = torch.ones((), dtype=torch.float64)
-SERIES = [float(-2 * torch.special.zeta(2.0 * n, ONE)) / math.pi ** (2 * n) for n in range(2, 12)]
+ZETA = [sum(n**-power for n in range(1, 2000)) for power in range(4, 24, 2)]
+SERIES = [-2 * zeta / math.pi**power for power, zeta in zip(range(4, 24, 2), ZETA, strict=True)]
 """h(u) is the sum over n of -2 zeta(2n) / pi^(2n) u^(2n - 2); the first is -1/3, these follow."""
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -325,12 +326,19 @@ def test_rotations_are_refused_with_ways_out():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"power": 0.0}, r"power p of sinc is above 0; got 0"),
-        ({"power": math.inf}, r"power p of sinc is above 0"),
+        ({"power": 0.0}, r"power p of sinc is a number above 0; got 0"),
+        ({"power": math.inf}, r"power p of sinc is a number above 0"),
+        ({"power": math.nan}, r"power p of sinc is a number above 0"),
+        ({"power": 1e300}, r"power p of sinc is a number above 0"),
+        ({"radius": 1e-50}, r"matched, or official; got 1e-50"),
+        ({"radius": True}, r"matched, or official; got True"),
+        ({"null": math.nan}, r"null logit of FourierIntegral is a finite number, or none; got nan"),
+        ({"implementation": "trition"}, r"runs as auto, triton, native, torch; got trition"),
+        ({"block": 2.5}, r"a whole number of queries, at least 1, and got 2.5"),
         ({"radius": -1.0}, r"radius R is a number above 0, matched, or official; got -1"),
         ({"radius": "wide"}, r"matched, or official; got wide"),
         ({"per": "token"}, r"layer, head, channel, or both; got token"),
-        ({"block": 0}, r"at least 1 query, and got 0"),
+        ({"block": 0}, r"a whole number of queries, at least 1, and got 0"),
     ],
 )
 def test_numbers_that_make_no_sense(settings, sentence):
@@ -354,6 +362,72 @@ def test_half_precision_is_taken_apart_in_float32():
     assert out.dtype == torch.bfloat16
     expected = built(q.float(), k.float(), v.float(), scale=0.25)
     assert torch.equal(out, expected.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", [FourierIntegral, FourierRadial])
+def test_only_differences_count_wherever_they_are(implementation, kind):
+    """With few keys too, of which C++ computes more lanes than there are keys."""
+    built = kernel(kind, heads=1, width=2, radius=1.0, per="layer", implementation=implementation)
+    away = torch.full((1, 1, 1, 2), 2.0**16)
+    q, k, v = (
+        torch.zeros(1, 1, 1, 2),
+        torch.tensor([[0.0, 0.5], [1, 1], [2, 0.25]]).view(1, 1, 3, 2),
+        torch.eye(3)[None, None],
+    )
+    found = []
+    for start in (0 * away, away):
+        here = [(start + x).requires_grad_() for x in (q, k)]
+        built.bandwidth.log_radius.data.zero_()
+        out = built(*here, v, scale=2**-0.5)
+        found.append([out, *torch.autograd.grad(out.square().sum(), here)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", [FourierIntegral, FourierRadial])
+@pytest.mark.parametrize("far", [1e7, 1e9, 1e10, 1e12, 1e15])
+def test_a_key_out_of_sight_gets_no_weight(implementation, kind, far):
+    """Beyond 1e7 float32 has no sine to speak of; a run that diverges has such keys."""
+    q = torch.zeros(1, 1, 1, 16, requires_grad=True)
+    k = torch.ones(1, 1, 9, 16) * 0.1
+    k[0, 0, 4, 3] = far
+    built = kind(geometry(1, width=16), radius=1.0, implementation=implementation)
+    out = built(q, k, torch.eye(9)[None, None], scale=0.25)
+    assert float(out[..., 4].detach()) < 1e-20
+    torch.testing.assert_close(out[0, 0, 0, [0, 8]], torch.full((2,), 1 / 8))
+    assert torch.autograd.grad(out[..., 0].sum(), q)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("k", "v"),
+    [
+        ((2, 3, 5, 8), (2, 3, 5, 6)),
+        ((1, 3, 5, 6), (2, 3, 5, 6)),
+        ((2, 2, 5, 6), (2, 2, 5, 6)),
+        ((2, 3, 5, 6), (2, 3, 4, 6)),
+    ],
+)
+def test_tensors_that_do_not_belong_together(implementation, k, v):
+    built = FourierIntegral(geometry(), per="layer", implementation=implementation)
+    with pytest.raises(ZooError, match=r"takes queries \[batch, heads, queries, width\].* got \[2, 3, 4, 6\]"):
+        built(torch.zeros(2, 3, 4, 6), torch.zeros(k), torch.zeros(v))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("loss", [torch.sum, lambda x: x.square().sum()])
+def test_a_second_derivative_is_refused_by_every_path(implementation, loss):
+    built = kernel(implementation=implementation)
+    q, k, v = (x.requires_grad_() for x in tensors())
+    radius = built.bandwidth.log_radius
+    for first in (radius, q, k):
+        for second in (radius, q, v):
+            (slope,) = torch.autograd.grad(loss(built(q, k, v)), first, create_graph=True)
+            with pytest.raises(RuntimeError, match="cannot be differentiated once more"):
+                torch.autograd.grad(slope.square().sum(), second)
+    loss(built(q, k, v)).backward()  # once is fine
 
 
 class TestBuilding:
@@ -382,8 +456,68 @@ for _ in range(2):
             told, _ = process.communicate(timeout=120)
             assert process.returncode == 0, told
             assert told == "kernel: Fourier attention runs in C++\n"
-        (kept,) = tmp_path.iterdir()
-        assert kept.suffix == ".so"
+        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".sha256", ".so"]
+
+    @needs_compiler
+    @pytest.mark.parametrize("content", ["cut", "garbage", "empty", "alone"])
+    def test_a_library_that_is_not_whole_is_built_anew(self, tmp_path, content):
+        """To load one that is cut off would end the process."""
+        assert self.run(tmp_path).wait(timeout=120) == 0
+        (path,) = tmp_path.glob("*.so")
+        whole = path.read_bytes()
+        os.unlink(path)
+        path.write_bytes({"cut": whole[:20000], "garbage": b"x" * 5000, "empty": b"", "alone": whole}[content])
+        if content == "alone":
+            path.with_suffix(".sha256").unlink()
+        told, _ = (process := self.run(tmp_path)).communicate(timeout=120)
+        assert (process.returncode, told) == (0, "kernel: Fourier attention runs in C++\n")
+        assert path.stat().st_size == len(whole)
+
+    @pytest.mark.parametrize(
+        ("compiler", "reason"),
+        [
+            ("", "there is no compiler"),
+            ("g++ '", "CXX is no command"),
+            ("false", "false failed"),
+            (f"{sys.executable} -c 'import sys; sys.exit(\"x.cpp:1: error: no such thing\")'", "error: no such thing"),
+        ],
+    )
+    def test_a_compiler_that_fails_is_named(self, tmp_path, compiler, reason):
+        told, _ = (process := self.run(tmp_path, CXX=compiler)).communicate(timeout=120)
+        assert process.returncode == 0, told
+        (line,) = told.splitlines()
+        assert f"not in C++ ({reason}" in line or reason in line
+
+    @needs_compiler
+    def test_a_compiler_may_be_a_command_of_several_words(self, tmp_path):
+        told, _ = (process := self.run(tmp_path, CXX="env g++")).communicate(timeout=120)
+        assert (process.returncode, told) == (0, "kernel: Fourier attention runs in C++\n")
+
+    def test_a_compiler_that_does_not_end(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("CXX", "sleep")
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+        monkeypatch.setattr(native, "PATIENCE", 0.2)
+        own = subprocess.run
+        monkeypatch.setattr(native.subprocess, "run", lambda command, **how: own(["sleep", "60"], **how))
+        assert native.found() == (None, "sleep did not come to an end within 0.2 seconds")
+
+    def test_a_folder_that_takes_no_files_is_named(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        told, _ = (process := self.run(tmp_path / "file" / "x")).communicate(timeout=120)
+        assert process.returncode == 0, told
+        (line,) = told.splitlines()
+        assert "TORCH_EXTENSIONS_DIR names another folder" in line
+
+    @needs_compiler
+    def test_threads_ask_at_the_same_time(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+        native.library.cache_clear()
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(lambda _: native.library(), range(4)))
+        finally:
+            native.library.cache_clear()
+        assert all(library is not None for library, _ in found)
 
     def test_without_a_compiler_one_line_says_so(self, tmp_path):
         process = self.run(tmp_path, CXX=str(tmp_path / "none"))
