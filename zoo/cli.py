@@ -27,6 +27,7 @@ TRAINER = {
 OWN = {
     "evaluate": "how far checkpoints really read: perplexity by length and position, passkey, needles, RULER",
     "extend": "a checkpoint that reads further, from a trained one",
+    "export": "a folder that transformers, vLLM and SGLang load to the same numbers",
     "analyze": "why: spectra, bias curves and heads of a checkpoint, as pictures and numbers",
     "generate": "sample text from a checkpoint",
     "plugins": "what is installed, from where, and what goes with what",
@@ -50,7 +51,7 @@ def usage() -> str:
 
 def main() -> None:
     """Entry point of the command `zoo`; a user's mistake is a sentence on stderr and exit status 2."""
-    if sys.argv[1:2] == ["extend"]:  # what is half written is removed on the way out
+    if sys.argv[1:2] in (["extend"], ["export"]):  # what is half written is removed on the way out
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run(sys.argv[1:])
@@ -88,6 +89,7 @@ def run(argv: list[str]) -> None:
         actions: dict[str, Callable[[list[str]], None]] = {
             "evaluate": evaluate,
             "extend": extend,
+            "export": export,
             "analyze": analyze,
             "generate": generate,
             "plugins": show,
@@ -110,6 +112,13 @@ def evaluate(argv: list[str]) -> None:
 def extend(argv: list[str]) -> None:
     """`zoo extend CKPT --to LENGTH`."""
     from zoo.extend import command
+
+    command.main(argv)
+
+
+def export(argv: list[str]) -> None:
+    """`zoo export CKPT --to hf`."""
+    from zoo.export import command
 
     command.main(argv)
 

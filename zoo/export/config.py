@@ -76,7 +76,8 @@ def export(about: Mapping[str, Any], keys: Mapping[str, Any] | None = None) -> E
             found |= spoken(said, kind)
         if table != (kind == "gpt2"):
             continue
-        config = Config(Path("config.json"), {"model_type": kind, "architectures": [families.FAMILIES[kind][0]], **found})
+        named = {"model_type": kind, "architectures": [families.FAMILIES[kind][0]]}
+        config = Config(Path("config.json"), {**named, **found})
         read = families.network(config)
         wrong = differing(arguments, complete(read.arguments))
         if not wrong:
@@ -130,16 +131,19 @@ def candidates(arguments: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
     neox = {**sizes, "hidden_act": act, "layer_norm_eps": a["eps"], **biases, "use_parallel_residual": a["parallel"]}
     neox = {name: value for name, value in neox.items() if name not in ("num_key_value_heads", "head_dim")}
     yield "gpt_neox", neox
-    yield "gpt2", {
-        "vocab_size": a["vocabulary"],
-        "n_embd": a["dim"],
-        "n_inner": a["hidden"],
-        "n_layer": layers,
-        "n_head": a["heads"],
-        "activation_function": act,
-        "layer_norm_epsilon": a["eps"],
-        "tie_word_embeddings": a["tied"],
-    }
+    yield (
+        "gpt2",
+        {
+            "vocab_size": a["vocabulary"],
+            "n_embd": a["dim"],
+            "n_inner": a["hidden"],
+            "n_layer": layers,
+            "n_head": a["heads"],
+            "activation_function": act,
+            "layer_norm_epsilon": a["eps"],
+            "tie_word_embeddings": a["tied"],
+        },
+    )
 
 
 def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from zoo.checkpoints import callable_of
 from zoo.errors import ZooError
 from zoo.position import Geometry
 
+FEW = 32
+"""Rotated channels up to which our YaRN does not round the bounds of its ramp where nothing is said."""
 ORIGINAL = "original_max_position_embeddings"
 
 
@@ -75,11 +77,12 @@ def say(arguments: Mapping[str, Any]) -> Said:
             raise ZooError(f"p-RoPE with {method} is none that transformers' models have; with Linear it is.")
         return Said(theta, {"rope_type": "proportional", "factor": float(numbers["factor"])}, part, reach)
     if method in NATIVE:
-        return NATIVE[method](numbers, theta, part, length, reach)
+        width = int(part * (arguments["head_dim"] or arguments["dim"] // arguments["heads"]))
+        return NATIVE[method](numbers, theta, part, length, reach, width)
     return divided(arguments, method, theta, part, length, reach)
 
 
-def linear(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int) -> Said:
+def linear(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int, width: int) -> Said:
     """Positions divided."""
     note = (
         f"max_position_embeddings is {length}, the length of training: engines multiply it by the factor; a program "
@@ -88,14 +91,14 @@ def linear(numbers: dict[str, Any], theta: float, part: float, length: int, reac
     return Said(theta, {"rope_type": "linear", "factor": float(numbers["factor"])}, part, length, (note,))
 
 
-def dynamic(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int) -> Said:
+def dynamic(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int, width: int) -> Said:
     """transformers reads the length of training off max_position_embeddings, and chooses by the longest row so far."""
     note = "vLLM's dynamic scaling is another one, fixed when it starts: serve this with transformers only"
     form = {"rope_type": "dynamic", "factor": float(numbers.get("factor", 1.0))}
     return Said(theta, form, part, length, (note,))
 
 
-def yarn(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int) -> Said:
+def yarn(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int, width: int) -> Said:
     """All numbers under their names; those that are not given are transformers' defaults too, but for `truncate`."""
     form: dict[str, Any] = {"rope_type": "yarn", "factor": float(numbers["factor"]), ORIGINAL: length}
     form |= {"beta_fast": float(numbers.get("fast", 32.0)), "beta_slow": float(numbers.get("slow", 1.0))}
@@ -105,11 +108,12 @@ def yarn(numbers: dict[str, Any], theta: float, part: float, length: int, reach:
     if scales != (1.0, 0.0):
         form |= {"mscale": scales[0], "mscale_all_dim": scales[1]}
     truncate = numbers.get("truncate", "auto")
-    form["truncate"] = truncate
+    if not (width > FEW if truncate == "auto" else truncate):
+        form["truncate"] = False
     return Said(theta, form, part, reach)
 
 
-def llama3(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int) -> Said:
+def llama3(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int, width: int) -> Said:
     """The same numbers under other names."""
     form = {
         "rope_type": "llama3",

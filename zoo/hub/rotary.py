@@ -188,7 +188,8 @@ def llama3(form: Form, limit: int, original: int, waves: int) -> Read:
 
 
 def longrope(form: Form, limit: int, original: int, waves: int) -> Read:
-    """The factor is the ratio of the lengths where it is not there."""
+    """The factor is the ratio of the lengths where it is not there; vLLM's two keys say the attention factor again."""
+    form.taken |= {"short_mscale", "long_mscale"}
     arguments = {
         "factor": form.number("factor", limit / original),
         "short": form.numbers("short_factor", waves),

@@ -1,0 +1,107 @@
+"""The gate: a folder is read back, by ourselves and by transformers where it is installed, before it gets its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from zoo import checkpoints
+from zoo.decoder import Decoder
+from zoo.errors import ZooError
+
+WAVES, LOGITS = 1e-6, 1e-4
+"""Relative difference of frequencies, and of logits relative to the largest, that rounding may make."""
+TOKENS = 32
+
+
+def pass_through(folder: Path, network: Decoder, *, logits: bool = True) -> list[str]:
+    """What was compared and found the same, in clauses.
+
+    Raises ZooError, with what differs, where something does.
+
+    Args:
+        folder: What was written.
+        network: What it was written from.
+        logits: Compare them too, for which both models are in memory at once.
+    """
+    again = cast(Decoder, checkpoints.read(folder).network())
+    found = [compared("zoo", waves(network), waves(again))]
+    tokens = torch.randint(network.embedding.num_embeddings, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    if logits:
+        found.append(alike("zoo", network(tokens), again(tokens)))
+    if find_spec("transformers") is None:
+        return [*found, "transformers is not installed here, and was not asked"]
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(config)
+    told = f"transformers {transformers.__version__}"
+    if theirs := rotary(config, empty):
+        found.append(compared(told, near(waves(network), theirs), theirs))
+    if logits:
+        kind = "dtype" if hasattr(config, "rope_parameters") else "torch_dtype"
+        words = {kind: torch.float32, "attn_implementation": "eager"}
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **words).eval()
+        with torch.no_grad():
+            found.append(alike(told, network.float()(tokens), model(tokens).logits))
+    return found
+
+
+def waves(network: Decoder) -> dict[str, tuple[Tensor, float]]:
+    """Frequencies and attention factor of a network for short and for long requests; nothing where none turn."""
+    found = {}
+    for name, extent in (("short", 1), ("long", network.reach)):
+        at = torch.zeros(1, 1)
+        rotation = network.trunk.position(at, at, extent).rotation
+        if rotation is not None:
+            found[name] = rotation.frequencies[0].double(), float(rotation.factor)
+    return found
+
+
+def near(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours, as far as theirs say the same."""
+    return {name: value for name, value in ours.items() if name in theirs}
+
+
+def rotary(config: Any, model: Any) -> dict[str, tuple[Tensor, float]]:
+    """What transformers computes for short requests from a config: its module knows the long ones when they come."""
+    place = next((module for module in model.modules() if hasattr(module, "attention_scaling")), None)
+    if place is None:
+        return {}
+    made = type(place)(config)
+    return {"short": (made.inv_freq.double(), float(made.attention_scaling))}
+
+
+def compared(who: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Compare waves; the clause that says so."""
+    if ours.keys() != theirs.keys():
+        raise ZooError(f"Not published: {who} reads the folder with other positions than the checkpoint has.")
+    for name, (frequencies, factor) in ours.items():
+        other, gain = theirs[name]
+        apart = frequencies.shape != other.shape or not torch.allclose(frequencies, other, rtol=WAVES, atol=0)
+        if apart or not math.isclose(factor, gain, rel_tol=WAVES):
+            wave = "their number"
+            if frequencies.shape == other.shape:
+                wave = f"wave {int((frequencies / other - 1).abs().argmax())}"
+            what = f"{wave} of {name} requests" if apart else f"the attention factor, {gain:g} for {factor:g}"
+            raise ZooError(f"Not published: {who} reads the folder with other frequencies: {what}.")
+    return f"{who}: frequencies and attention factor" if ours else f"{who}: no waves, as here"
+
+
+@torch.no_grad()
+def alike(who: str, ours: Tensor, theirs: Tensor) -> str:
+    """Compare logits; the clause that says so."""
+    apart, size = float((ours - theirs).abs().max()), float(ours.abs().max())
+    if not apart <= LOGITS * size:
+        raise ZooError(
+            f"Not published: {who} reads the folder and gives other logits, up to {apart:.2g} apart where they are up "
+            f"to {size:.2g}."
+        )
+    return f"{who}: logits of {ours.shape[1]} tokens, {apart:.1e} apart at most"

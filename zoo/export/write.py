@@ -1,0 +1,120 @@
+"""Making the folder: config, weights, tokenizer, card; each weight by a link where a hub folder holds it already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zoo
+from zoo import checkpoints
+from zoo.checkpoints import folder, tensors
+from zoo.checkpoints.stored import Listing
+from zoo.data.tokenizer import Tokenizer
+from zoo.errors import listing
+from zoo.export.config import Exported, export
+from zoo.export.tokenizer import portable
+from zoo.extend.write import clone
+from zoo.hub import files
+from zoo.hub import folder as hub
+from zoo.hub.config import CONFIG
+
+SETTINGS, TEXT, CARD = "tokenizer_config.json", "tokenizer.json", "README.md"
+
+
+def origin(path: Path) -> Path | None:
+    """The folder of Hugging Face's that a checkpoint is, or was made of; None where there is none."""
+    form = checkpoints.form(path)
+    if form is hub:
+        return path
+    return path / folder.HUB if form is folder and (path / folder.HUB).is_dir() else None
+
+
+def plan(found: Listing) -> Exported:
+    """How a checkpoint is said; raises ZooError where it cannot be."""
+    source = origin(found.path)
+    keys = json.loads((source / CONFIG).read_text(encoding="utf-8")) if source is not None else None
+    return export(found.about, keys)
+
+
+def write(found: Listing, said: Exported, beside: Path) -> str:
+    """Write all but the card, and say how the weights came there.
+
+    Args:
+        found: The checkpoint.
+        said: Its config.
+        beside: The folder, which is made here.
+    """
+    beside.mkdir(parents=True)
+    how, source = "conversion", origin(found.path)
+    if source is not None and same(found, source):
+        ways = {clone(path, beside / path.name) for path in weights(source)}
+        how = listing(sorted(ways))
+    else:
+        tensors.pack(beside / files.KINDS[0], said.layout.theirs(found.weights))
+    reach = int(found.about["network"]["init_args"].get("reach") or found.about["network"]["init_args"]["length"])
+    kept: dict[str, Any] = {}
+    if source is not None:
+        own = {CONFIG, CARD, SETTINGS, *(path.name for path in weights(source))}
+        for path in sorted(path for path in source.iterdir() if path.is_file() and path.name not in own):
+            shutil.copyfile(path, beside / path.name)
+        if (source / SETTINGS).is_file():
+            kept = json.loads((source / SETTINGS).read_text(encoding="utf-8"))
+    keys = dict(said.keys)
+    if (told := found.about.get("tokenizer")) is not None:
+        tokenizer = Tokenizer.restore(told)
+        text, end = portable(tokenizer)
+        if not (beside / TEXT).exists():
+            (beside / TEXT).write_text(text, encoding="utf-8")
+        kept = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, **kept, "model_max_length": reach}
+        (beside / SETTINGS).write_text(dumped(kept), encoding="utf-8")
+        keys.setdefault("eos_token_id", tokenizer.end)
+        keys.setdefault("bos_token_id", None)
+    (beside / CONFIG).write_text(dumped(keys), encoding="utf-8")
+    return how
+
+
+def weights(source: Path) -> list[Path]:
+    """The files with weights of a hub folder, their index included."""
+    return sorted(path for path in source.iterdir() if path.suffix in files.SUFFIXES or path.name.endswith(files.INDEX))
+
+
+def same(found: Listing, source: Path) -> bool:
+    """Whether a checkpoint has just the weights of a hub folder."""
+    held = files.weights(source)
+    return held.keys() == found.weights.keys() and all(found.weights[name] == held[name] for name in held)
+
+
+def dumped(keys: Mapping[str, Any]) -> str:
+    """JSON as people read it."""
+    return json.dumps(keys, indent=2, ensure_ascii=False) + "\n"
+
+
+def card(found: Listing, said: Exported, command: str, how: str, gate: list[str], name: str) -> str:
+    """The README: what it is, what was compared, how it is served."""
+    arguments = found.about["network"]["init_args"]
+    length, reach = arguments["length"], arguments.get("reach") or arguments["length"]
+    node = arguments.get("position") or {"class_path": "RoPE"}
+    extension = (node.get("init_args") or {}).get("extension")
+    what = node["class_path"] + (f" with {extension['class_path']}" if extension else "")
+    lines = [
+        f"# {name}",
+        f"{said.keys['architectures'][0]}, {what}, trained on {length} tokens, reads {reach}; written by zoo "
+        f"{zoo.__version__} (weights: {how}):",
+        f"```bash\n{command}\n```",
+        "Read back before it was published, and the same:\n\n" + "\n".join(f"- {line}" for line in gate),
+    ]
+    if said.notes:
+        lines.append("To know:\n\n" + "\n".join(f"- {note}" for note in said.notes))
+    lines.append("## Serve\n\n" + "\n".join(f"```bash\n{words}\n```" for words in served(name, reach).values()))
+    return "\n\n".join(lines) + "\n"
+
+
+def served(name: str, reach: int) -> dict[str, str]:
+    """A command line for each engine; the length is said, since engines derive different ones from one config."""
+    return {
+        "vllm": f"vllm serve {name} --max-model-len {reach}",
+        "sglang": f"python -m sglang.launch_server --model-path {name} --context-length {reach}",
+    }
