@@ -1,7 +1,8 @@
 """Fourier integral attention beside its twins on two CPU cores: what a kernel is worth, and how its heads differ.
 
-    python tests/benchmarks/fourier_twins.py [--only text] [--seeds 0 1 2] [--steps 600] [--epochs 80] [--threads 2]
-                                             [--kernels Auto RBF FourierQuartic FourierIntegral] [--out runs/twins]
+    python tests/benchmarks/fourier_twins.py [--only text] [--seeds 0 1 2] [--steps 600] [--batch 32]
+                                             [--epochs 80] [--threads 2] [--out runs/twins]
+                                             [--kernels Auto RBF FourierQuartic FourierIntegral]
 
 recipes/fourier_quickstart.yaml (text) and recipes/fourier_digits.yaml (digits) and the twins that differ from them in
 the kernel; another kernel is that recipe with its name. Each run is a process of its own, `zoo fit`, from its own seed
@@ -83,7 +84,8 @@ def logged(folder: Path) -> dict[str, list[float]]:
 def run(task: Task, kernel: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """The figures of one run, which is trained where it has not been."""
     size = options.steps if task.name == "text" else options.epochs
-    root = options.out.absolute() / f"{task.name}-{size}" / f"{kernel}-{seed}"
+    name = f"{task.name}-{size}" + (f"x{options.batch}" if task.name == "text" else "")
+    root = options.out.absolute() / name / f"{kernel}-{seed}"
     kept = root / "figures.json"
     if kept.exists():
         return json.loads(kept.read_text())
@@ -94,6 +96,7 @@ def run(task: Task, kernel: str, seed: int, options: argparse.Namespace) -> dict
     words += ["--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     if task.name == "text":
         words += ["--trainer.max_steps", str(size), "--trainer.val_check_interval", str(math.gcd(size, 300))]
+        words += ["--data.batch", str(options.batch)]
     else:
         words += ["--trainer.max_epochs", str(size), "--trainer.check_val_every_n_epoch", str(math.gcd(size, 10))]
     zoo(words, options.threads)
@@ -101,7 +104,7 @@ def run(task: Task, kernel: str, seed: int, options: argparse.Namespace) -> dict
     figures = {name: found[f"val/head_{name}"][-1] for name in HEADS}
     figures["loss"] = found["val/loss"][-1] if "val/loss" in found else math.log(found["val/perplexity"][-1])
     if rates := found.get(task.rate):
-        figures["seconds"] = items(task, found) * statistics.fmean(1 / rate for rate in rates)
+        figures["seconds"] = items(task, found, options.batch) * statistics.fmean(1 / rate for rate in rates)
     if "accuracy" in task.columns:
         checkpoint = max((root / "run").rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
         words = ["test", "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(root / "test")]
@@ -112,13 +115,13 @@ def run(task: Task, kernel: str, seed: int, options: argparse.Namespace) -> dict
     return figures
 
 
-def items(task: Task, found: dict[str, list[float]]) -> float:
+def items(task: Task, found: dict[str, list[float]], batch: int) -> float:
     """Tokens or images that a run has been trained on."""
     import yaml
 
     recipe = yaml.safe_load((ROOT / "recipes" / f"{task.recipe}.yaml").read_text())
-    batch = recipe["data"]["init_args"]["batch"] * recipe["model"]["init_args"].get("length", 1)
-    return (max(found["step"]) + 1) * batch
+    batch = recipe["data"]["init_args"]["batch"] if task.name == "digits" else batch
+    return (max(found["step"]) + 1) * batch * recipe["model"]["init_args"].get("length", 1)
 
 
 def cell(name: str, values: list[float]) -> str:
@@ -140,6 +143,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[task.name for task in TASKS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=32, help="of text")
     parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument("--kernels", nargs="+", default=list(TWINS))
     parser.add_argument("--threads", type=int, default=2)
@@ -156,7 +160,9 @@ def main() -> None:
                 print(f"{task.name}, {kernel}, seed {seed}: {figures[-1]}", file=sys.stderr, flush=True)
             cells = [cell(name, [each[name] for each in figures if name in each]) for name in task.columns]
             lines.append(f"| {kernel} | {' | '.join(cells)} |")
-        size = f"{options.steps} steps" if task.name == "text" else f"{options.epochs} epochs"
+        size = (
+            f"{options.steps} steps of {options.batch} sequences" if task.name == "text" else f"{options.epochs} epochs"
+        )
         print(f"\n{task.name}, {size}, seeds {', '.join(map(str, options.seeds))}\n\n" + "\n".join(lines), flush=True)
 
 
