@@ -245,6 +245,8 @@ class CLI(LightningCLI):
         if source is not None and isinstance(self.model, ImageClassifier) and self.model.size is None:
             # That of first training, which the encoding was built for; the images of this run may have another.
             self.model.size = tuple(source["network"]["init_args"]["size"])
+        if source is not None and isinstance(self.model, LanguageModel) and self.model.vocabulary is None:
+            self.model.vocabulary = source["network"]["init_args"]["vocabulary"]  # often more than the tokenizer has
         if source is not None and source.get("tokenizer") and isinstance(self.datamodule, Text):
             self.datamodule.use(Tokenizer.restore(source["tokenizer"]))
             rank_zero_only(print)(
