@@ -218,7 +218,7 @@ def quantised(path, tokens=True, drop="", **said):
 
 def vocabularies(text):
     """A tokenizer."""
-    from zoo.data.foreign import Foreign
+    from zoo.hub.foreign import Foreign
 
     return Foreign("mine", text, end="<|endoftext|>")
 
@@ -280,7 +280,7 @@ def test_sentencepiece_merges_by_score(tmp_path):
     scores = [0.0] * 259 + [-9.0, -9.0, -9.0, -1.0, -3.0, -2.0]
     text = vocabulary.sentences({"scores": scores, "unknown_token_id": 0}, tokens)
     text["added_tokens"] = [vocabulary.added(2, "</s>", special=True)]
-    from zoo.data.foreign import Foreign
+    from zoo.hub.foreign import Foreign
 
     found = Foreign("pieces", json.dumps(text), end=2)
     assert found.encode("ab aba") == [tokens.index(token) for token in ("▁ab", "▁ab", "a")]

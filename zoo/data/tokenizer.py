@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import importlib
 import json
 import os
 import tempfile
@@ -28,6 +29,8 @@ import tiktoken.load
 from zoo.errors import ZooError, listing, near
 
 END = "<|endoftext|>"
+KINDS = {"tokenizers": "zoo.hub.foreign"}
+"""Modules that restore other kinds than ours."""
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
@@ -86,10 +89,8 @@ class Tokenizer:
     @classmethod
     def restore(cls, description: dict[str, Any]) -> Tokenizer:
         """The tokenizer that was described."""
-        if "tokenizers" in description:
-            from zoo.data.foreign import restored
-
-            return restored(description)
+        if (kind := description.get("kind")) in KINDS:
+            return importlib.import_module(KINDS[kind]).restored(description)
         try:
             name, packed = description["name"], description.get("ranks")
             if packed is None:

@@ -95,24 +95,21 @@ class Layout:
 
     def theirs(self, held: Mapping[str, Stored]) -> dict[str, Stored]:
         """Where their tensors lie, given where ours do: the way back."""
-        pieces: dict[str, list[tuple[range, Stored, Part]]] = {}
+        pieces: dict[str, dict[int, tuple[Part, Stored]]] = {}  # by the first row in theirs: what is tied comes twice
         for name, parts in self.parts.items():
             start = 0
             for part in parts:
                 count = part.shape[-1] if part.transposed else len(part.rows or range(part.shape[0]))
-                piece = rows(held[name], range(start, start + count))
-                pieces.setdefault(part.name, []).append((part.rows or range(part.shape[0]), piece, part))
+                first = part.rows.start if part.rows else 0
+                pieces.setdefault(part.name, {})[first] = part, rows(held[name], range(start, start + count))
                 start += count
         found = {}
-        for name, whole in pieces.items():
-            own = [
-                piece for _, piece in sorted({piece[0].start: piece for piece in whole}.items())
-            ]  # tied: there twice
-            first = own[0][2]
-            if first.transposed:
-                found[self.prefix + name] = Stored.of(own[0][1].tensor().mT.contiguous())
+        for name, own in pieces.items():
+            (part, piece), *_ = ordered = [own[first] for first in sorted(own)]
+            if part.transposed:
+                found[self.prefix + name] = turned(piece)
             else:
-                found[self.prefix + name] = merged([piece for _, piece, _ in own])
+                found[self.prefix + name] = merged([piece for _, piece in ordered])
         return found
 
     def plain(self, name: str) -> str:
@@ -123,8 +120,16 @@ class Layout:
 def taken(part: Part, stored: Stored) -> Stored:
     """The rows of a part."""
     if part.transposed:
-        return Turned(stored.dtype, stored.shape[::-1], stored.runs)
+        return turned(stored)
     return stored if part.rows is None else rows(stored, part.rows)
+
+
+def turned(stored: Stored) -> Stored:
+    """A matrix with rows for columns; of one that lies in a file nothing is copied before it is read."""
+    if isinstance(stored, Made) and not isinstance(stored, Turned):  # there are no bytes to be turned
+        return Stored.of(stored.tensor().mT)
+    kind = Stored if isinstance(stored, Turned) else Turned
+    return kind(stored.dtype, stored.shape[::-1], stored.runs)
 
 
 def merged(parts: list[Stored]) -> Stored:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoo.data.foreign import Foreign
 from zoo.errors import ZooError
+from zoo.hub.foreign import Foreign
 
 FILE, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from zoo.data.foreign import Foreign
 from zoo.data.tokenizer import END, Tokenizer, letters
 from zoo.errors import ZooError, listing
+from zoo.hub.foreign import Foreign
 from zoo.hub.gguf.file import File
 
 LLAMA3 = (

@@ -80,7 +80,7 @@ class Foreign(Tokenizer):
 
     def describe(self) -> dict[str, Any]:
         packed = base64.b64encode(zlib.compress(self.text.encode(), 9)).decode()
-        return {"name": self.name, "tokenizers": packed, "end": self.end}
+        return {"name": self.name, "kind": "tokenizers", "packed": packed, "end": self.end}
 
     @property
     def digest(self) -> str:
@@ -93,7 +93,7 @@ class Foreign(Tokenizer):
 def restored(description: dict[str, Any]) -> Foreign:
     """The tokenizer that was described."""
     try:
-        text = zlib.decompress(base64.b64decode(description["tokenizers"])).decode()
+        text = zlib.decompress(base64.b64decode(description["packed"])).decode()
         return Foreign(str(description["name"]), text, int(description["end"]))
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise ZooError(f"The stored description of a tokenizer is damaged: {error}.") from error

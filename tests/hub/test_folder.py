@@ -1,0 +1,280 @@
+"""Hugging Face's folders: what is read and how lazily; what is refused, and in which words."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+import folders
+
+from zoo import checkpoints
+from zoo.cli import main
+from zoo.data.tokenizer import Tokenizer
+from zoo.errors import ZooError
+from zoo.hub.foreign import Foreign
+
+
+def zoo(capsys, *words: str) -> tuple[int, str]:
+    """A command: its exit status, and what it said to the terminal."""
+    capsys.readouterr()
+    before, sys.argv = sys.argv, ["zoo", *map(str, words)]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0), "".join(capsys.readouterr())
+    finally:
+        sys.argv = before
+    return 0, "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("config", [folders.LLAMA, folders.GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_one_file_and_shards_with_and_without_prefix_are_the_same(tmp_path, config, prefix, sharded):
+    plain = folders.write(tmp_path / "plain", config)
+    name = "model." if config is folders.LLAMA else "transformer."
+    other = folders.write(tmp_path / "other", config, prefix=name if prefix else "")
+    if sharded:
+        folders.shard(other)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        expected, found = (checkpoints.read(path).network()(tokens) for path in (plain, other))
+    assert torch.equal(found, expected)
+
+
+def test_a_listing_reads_no_weight(tmp_path):
+    """Of files whose weights are missing (a hole in the file), all is known but the numbers."""
+    path = folders.write(tmp_path / "llama", folders.LLAMA) / "model.safetensors"
+    expected = {name: weight.shape for name, weight in checkpoints.read(path.parent).network().state_dict().items()}
+    size = path.stat().st_size
+    head = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    os.truncate(path, head)
+    os.truncate(path, size)
+    found = checkpoints.listed(path.parent)
+    assert {name: torch.Size(stored.shape) for name, stored in found.weights.items()} == expected
+    assert not found.weights["trunk.blocks.0.attention.qkv.weight"].tensor().any()
+
+
+def test_the_order_of_rows_is_queries_keys_values_and_gate_up(tmp_path):
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    theirs, ours = load_file(path / "model.safetensors"), checkpoints.read(path).weights
+    names = [f"layers.1.self_attn.{which}_proj.weight" for which in "qkv"]
+    assert torch.equal(ours["trunk.blocks.1.attention.qkv.weight"], torch.cat([theirs[name] for name in names]))
+    names = [f"layers.1.mlp.{which}_proj.weight" for which in ("gate", "up")]
+    assert torch.equal(ours["trunk.blocks.1.feed_forward.up.weight"], torch.cat([theirs[name] for name in names]))
+
+
+def test_there_and_back_is_the_identity(tmp_path):
+    from zoo.hub import families
+    from zoo.hub.config import Config
+    from zoo.hub.files import stored
+
+    for config in (folders.LLAMA, folders.GPT2, NEOX):
+        path = folders.write(tmp_path / config["model_type"], config)
+        layout = families.network(Config(path, config)).layout
+        held = stored(path)
+        back = layout.theirs(layout.ours(held, path))
+        assert {layout.plain(name) for name in back} == held.keys()
+        for name, tensor in back.items():
+            assert torch.equal(tensor.tensor(), held[layout.plain(name)].tensor()), name
+
+
+def test_extending_links_the_weights_and_copies_what_people_edit(tmp_path, capsys):
+    path = folders.shard(folders.write(tmp_path / "llama", folders.LLAMA))
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    status, said = zoo(capsys, "extend", path, "--to", "256", "--method", "YaRN", "--evaluate", "none")
+    assert (status, "hard link" in said) == (0, True), said
+    new = tmp_path / "llama-256"
+    for name in before:
+        linked = os.path.samefile(path / name, new / "hub" / name)
+        assert linked == name.endswith(".safetensors"), name
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        found, parent = (checkpoints.read(each).network() for each in (new, path))
+        assert not torch.equal(found(tokens), parent(tokens))
+    assert all(torch.equal(weight, parent.state_dict()[name]) for name, weight in found.state_dict().items())
+    assert found.reach == 256
+    status, said = zoo(capsys, "extend", new, "--to", "512", "--method", "YaRN", "--evaluate", "none")
+    assert status == 0, said
+    assert yaml.safe_load((tmp_path / "llama-512/config.yaml").read_text())["extended"]["length"] == 64
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    status, said = zoo(capsys, "extend", path, "--to", "128", "--out", new, "--overwrite", "--method", "NTK")
+    assert status == 0, said
+
+
+def test_a_table_that_grows_is_all_that_is_written(tmp_path, capsys):
+    path = folders.write(tmp_path / "gpt2", folders.GPT2)
+    status, said = zoo(capsys, "extend", path, "--to", "128", "--evaluate", "none")
+    assert status == 0, said
+    assert list(load_file(tmp_path / "gpt2-128/position.safetensors")) == ["trunk.positions.0.table"]
+    assert checkpoints.read(tmp_path / "gpt2-128").network()(torch.arange(100)[None]).shape == (1, 100, 300)
+
+
+def test_a_folder_that_was_scaled_elsewhere_is_not_scaled_again_blindly(tmp_path, capsys):
+    scaled = {**folders.LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    path = folders.write(tmp_path / "llama", scaled)
+    assert checkpoints.read(path).network().reach == 128
+    status, said = zoo(capsys, "extend", path, "--to", "256", "--method", "YaRN", "--evaluate", "none")
+    assert (status, "--from" in said) == (2, True), said
+
+
+def test_the_tokenizer_is_the_folder_s_own(tmp_path):
+    found = checkpoints.read(folders.write(tmp_path / "llama", folders.LLAMA)).about["tokenizer"]
+    tokenizer = Tokenizer.restore(json.loads(json.dumps(found)))
+    assert isinstance(tokenizer, Foreign)
+    text = "Hällo, wörld!\n"
+    ids = tokenizer.encode(text)
+    assert (tokenizer.decode(ids), tokenizer.sizes(ids)) == (text, [1] * len(text.encode()))
+    assert tokenizer.end == 256 not in tokenizer.encode("a <|endoftext|> b")
+    assert tokenizer.decode(tokenizer.encode("a <|endoftext|> b")) == "a <|endoftext|> b"
+    assert tokenizer.decode([*ids, 256, 10**6, -1]).startswith(text + "<|endoftext|>\ufffd")
+    again = Tokenizer.restore(tokenizer.describe())
+    assert (again.digest, again.encode(text)) == (tokenizer.digest, ids)
+
+
+NEOX = {
+    "model_type": "gpt_neox",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "hidden_act": "gelu",
+    "rotary_pct": 0.25,
+    "rotary_emb_base": 10000,
+    "layer_norm_eps": 1e-5,
+    "use_parallel_residual": True,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+WRONG = {
+    "an unknown family": ({"model_type": "mamba"}, "of the type mamba, and zoo reads llama"),
+    "a near name": ({"model_type": "gpt_nox"}, "Did you mean gpt_neox"),
+    "another head": ({"architectures": ["LlamaForSequenceClassification"]}, "zoo reads LlamaForCausalLM"),
+    "an unknown key": ({"attention_multiplier": 2.0}, "attention_multiplier, which zoo does not know"),
+    "another activation": ({"hidden_act": "relu"}, "hidden_act: \"relu\"; only 'silu' is known"),
+    "code of its own": ({"auto_map": {"AutoModel": "x.Y"}}, "brings its own code"),
+    "quantized": ({"quantization_config": {"bits": 4}}, "read from GGUF only"),
+    "a float for a length": ({"max_position_embeddings": 64.5}, "should be of type int"),
+    "no width": ({"hidden_size": None}, "does not say hidden_size"),
+    "an unknown rope": ({"rope_scaling": {"type": "ntk", "factor": 2}}, "of the type ntk, and zoo knows default"),
+    "a rope without a factor": ({"rope_scaling": {"type": "linear"}}, "rope_scaling does not say factor"),
+    "a rope with more": ({"rope_scaling": {**YARN, "attn_factor": 0.9}}, "has attn_factor, which zoo does not know"),
+    "two ropes": (
+        {"rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e4, "factor": 8.0}},
+        "of factor, rope_scaling (transformers 4) says 4.0 and rope_parameters (transformers 5) 8.0",
+    ),
+    "two types of rope": (
+        {"rope_scaling": YARN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        "contradicts itself: of factor",
+    ),
+    "two bases": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        "rope_theta of rope_parameters is 500000, rope_theta is 10000",
+    ),
+    "waves of their own in some layers": (
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e6},
+            }
+        },
+        "the same waves in all layers",
+    ),
+    "more layers than there are": ({"num_hidden_layers": 3}, "there is no layers.2.self_attn.q_proj.weight"),
+    "fewer": ({"num_hidden_layers": 1}, "there is no place for layers.1"),
+    "another width": ({"intermediate_size": 64}, "layers.0.mlp.gate_proj.weight is [48, 32] and should be [64, 32]"),
+    "tied, with a head of its own": ({"tie_word_embeddings": True}, "there is no place for lm_head.weight"),
+    "fewer tokens": ({"vocab_size": 200}, "is [300, 32] and should be [200, 32]"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_not_understood_is_refused_by_name(tmp_path, capsys, case):
+    changes, sentence = WRONG[case]
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    (path / "config.json").write_text(json.dumps({**folders.LLAMA, **changes}))
+    status, said = zoo(capsys, "evaluate", path, "--out", tmp_path / "out")
+    assert (status, sentence in " ".join(said.split()), "Traceback" in said) == (2, True, False), said
+
+
+def test_a_key_that_says_nothing_is_none(tmp_path):
+    folders.write(tmp_path, {**folders.LLAMA, "attention_multiplier": None, "rope_scaling": None, "_private": 3})
+    checkpoints.read(tmp_path)
+
+
+def test_both_generations_may_say_the_same(tmp_path):
+    path = folders.write(tmp_path / "a", {**folders.LLAMA, "rope_scaling": YARN, "max_position_embeddings": 64})
+    one = checkpoints.read(path).about["network"]["init_args"]
+    both = {**folders.LLAMA, "rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e4}}
+    assert checkpoints.read(folders.write(tmp_path / "b", both)).about["network"]["init_args"] == one
+    assert (one["length"], one["reach"]) == (16, 64)
+
+
+def damage(path, how):
+    """Make a folder incomplete in one way."""
+    weights, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if how == "no weights":
+        weights.unlink()
+    elif how == "truncated":
+        os.truncate(weights, weights.stat().st_size - 5)
+    elif how == "no json":
+        (path / "config.json").write_text("{")
+    elif how == "pickled code":
+        weights.unlink()
+        torch.save({"a": print}, path / "pytorch_model.bin")
+    elif how == "tokenizer":
+        (path / "tokenizer.json").write_text("{}")
+    elif how == "another tokenizer":
+        (path / "tokenizer.json").write_text(folders.tokenizer(extra=50))
+    else:
+        folders.shard(path)
+        places = json.loads(index.read_text())
+        if how == "a shard is missing":
+            (path / "model-00002-of-00002.safetensors").unlink()
+        elif how == "the index promises":
+            places["weight_map"]["layers.9.x"] = "model-00001-of-00002.safetensors"
+        elif how == "the shard holds more":
+            places["weight_map"].pop("norm.weight")
+        elif how == "outside":
+            places["weight_map"]["norm.weight"] = "../else.safetensors"
+        index.write_text(json.dumps(places))
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    {
+        "no weights": "holds no weights: neither model.safetensors",
+        "truncated": "is damaged: the file has",
+        "no json": "config.json is damaged",
+        "pickled code": "needs code beyond plain tensors",
+        "tokenizer": "tokenizer llama is damaged",
+        "another tokenizer": "does not belong to the model: it has 307 tokens, and the model 300",
+        "a shard is missing": "names model-00002-of-00002.safetensors, and it is not there",
+        "the index promises": "should hold layers.9.x, and it is not there",
+        "the shard holds more": "holds norm.weight, and the index does not say so",
+        "outside": "outside its folder",
+    }.items(),
+)
+def test_damaged_folders(tmp_path, how, sentence):
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    damage(path, how)
+    with pytest.raises(ZooError) as error:
+        checkpoints.listed(path)
+    assert sentence in " ".join(str(error.value).split())
+
+
+def test_a_tied_head_may_be_in_the_file_where_it_is_the_same(tmp_path):
+    config = {**folders.LLAMA, "tie_word_embeddings": True}
+    weights = folders.tensors(config)
+    weights["lm_head.weight"] = weights["embed_tokens.weight"].clone()
+    network = checkpoints.read(folders.write(tmp_path, config, weights)).network()
+    assert network.head.weight is network.embedding.weight
+    save_file({**weights, "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "model.safetensors")
+    checkpoints.read(tmp_path)
