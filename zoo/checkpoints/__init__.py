@@ -60,7 +60,11 @@ def form(path: Path) -> ModuleType:
     if not path.exists():
         raise ZooError(f"There is no checkpoint at {path}.")
     if not path.is_dir():
-        return lightning
+        if path.suffix != ".gguf":
+            return lightning
+        from zoo.hub import gguf
+
+        return gguf
     if zero.holds(path):
         return zero
     from zoo.hub import folder as hub

@@ -6,16 +6,16 @@ Rows lie one after the other in a file, so a matrix of ours is a list of stretch
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.stored import Held, Run, Stored, cut
+from zoo.checkpoints.stored import Held, Run, Stored
 from zoo.errors import ZooError, listing
+from zoo.hub.made import Made, Piled, Turned, rows
 
 Shape = tuple[int, ...]
 
@@ -35,19 +35,6 @@ class Part:
     shape: Shape
     rows: range | None = None
     transposed: bool = False
-
-
-class Turned(Stored):
-    """A matrix whose bytes lie column by column; it is turned when it is read."""
-
-    def tensor(self) -> Tensor:
-        return Stored(self.dtype, self.shape[::-1], self.runs).tensor().mT.contiguous()
-
-    def chunks(self) -> Iterator[memoryview]:
-        yield from Stored.of(self.tensor()).chunks()
-
-    def page(self, start: int, size: int) -> bytes:
-        return Stored.of(self.tensor()).page(start, size)
 
 
 class Layout:
@@ -104,7 +91,7 @@ class Layout:
             if names:
                 more = f", and {len(names) - 3} more" if len(names) > 3 else ""
                 raise ZooError(f"{path}: its weights are not what its config says: {told} {listing(names[:3])}{more}.")
-        return {name: joined([(part, held[part.name]) for part in parts]) for name, parts in self.parts.items()}
+        return {name: merged([taken(part, held[part.name]) for part in parts]) for name, parts in self.parts.items()}
 
     def theirs(self, held: Mapping[str, Stored]) -> dict[str, Stored]:
         """Where their tensors lie, given where ours do: the way back."""
@@ -130,14 +117,6 @@ class Layout:
         return name.removeprefix(self.prefix)
 
 
-def joined(parts: list[tuple[Part, Stored]]) -> Stored:
-    """One tensor of some rows of several."""
-    types = {stored.dtype for _, stored in parts}
-    if len(types) > 1:  # a stretch of bytes has one type
-        return Stored.of(torch.cat([taken(part, stored).tensor().float() for part, stored in parts]))
-    return merged([taken(part, stored) for part, stored in parts])
-
-
 def taken(part: Part, stored: Stored) -> Stored:
     """The rows of a part."""
     if part.transposed:
@@ -146,16 +125,22 @@ def taken(part: Part, stored: Stored) -> Stored:
 
 
 def turned(stored: Stored) -> Stored:
-    """A matrix with rows for columns, which nothing is copied for before it is read."""
+    """A matrix with rows for columns; of one that lies in a file nothing is copied before it is read."""
+    if isinstance(stored, Made) and not isinstance(stored, Turned):  # there are no bytes to be turned
+        return Stored.of(stored.tensor().mT)
     kind = Stored if isinstance(stored, Turned) else Turned
     return kind(stored.dtype, stored.shape[::-1], stored.runs)
 
 
 def merged(parts: list[Stored]) -> Stored:
-    """Tensors of one type and width, one on the other."""
+    """Tensors of one width, one on the other; float32 where they are of several types."""
     if len(parts) == 1:
         return parts[0]
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    types = {part.dtype for part in parts}
+    if len(types) > 1 or any(isinstance(part, Made) for part in parts):  # no stretch of bytes
+        dtype = types.pop() if len(types) == 1 else torch.float32
+        return Piled(dtype, shape, (), tuple((part, range(part.shape[0])) for part in parts))
     return Stored(parts[0].dtype, shape, tuple(compact(run for part in parts for run in part.runs)))
 
 
@@ -173,20 +158,6 @@ def compact(runs: Iterable[Run | Held]) -> list[Run | Held]:
         else:
             found.append(run)
     return found
-
-
-def rows(stored: Stored, wanted: range) -> Stored:
-    """Some rows of a tensor."""
-    if len(wanted) == stored.shape[0]:
-        return stored
-    if isinstance(stored, Turned):
-        return Stored.of(stored.tensor()[wanted.start : wanted.stop])
-    size = math.prod(stored.shape[1:]) * stored.dtype.itemsize
-    return Stored(
-        stored.dtype,
-        (len(wanted), *stored.shape[1:]),
-        cut(stored.runs, wanted.start * size, len(wanted) * size),
-    )
 
 
 def equal(one: Stored, other: Stored) -> bool:
