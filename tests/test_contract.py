@@ -96,6 +96,7 @@ def test_the_core_is_small():
         within("testing"),
         within("scale", "callbacks"),
         within("checkpoints", "hub"),
+        within("export"),
     )
     assert sum(map(code, CORE)) - sum(apart) < 5250
     assert apart[0] < 4000
@@ -103,6 +104,7 @@ def test_the_core_is_small():
     assert apart[2] < 2500
     assert apart[3] < 1500
     assert apart[4] < 2500
+    assert apart[5] < 1000
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], **short)

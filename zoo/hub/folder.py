@@ -37,4 +37,4 @@ def describe(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     network = {"class_path": "zoo.decoder.Decoder", "init_args": arguments}
     about = {"format": FORMAT, "task": "LanguageModel", "network": network, "plugins": owners(network)}
     tokenizer = tokenizers.read(path, arguments["vocabulary"])
-    return about if tokenizer is None else {**about, "tokenizer": tokenizer.describe()}
+    return about if tokenizer is None else {**about, "tokenizer": tokenizer}

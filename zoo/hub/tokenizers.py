@@ -1,21 +1,27 @@
-"""The tokenizer of a Hugging Face folder, by their library `tokenizers`, with the interface of ours."""
+"""What a Hugging Face folder says of its tokenizer, as our checkpoints describe one; no library is asked.
+
+Commands that look at no text read folders too, and wait for no library.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError
-from zoo.hub.foreign import Foreign
 
 FILE, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
+ENDS = ("<|endoftext|>", "</s>")
+"""What ends a document where nothing says so."""
 
 
-def read(path: Path, vocabulary: int) -> Foreign | None:
-    """The tokenizer of a folder; None where it has none.
+def read(path: Path, vocabulary: int) -> dict[str, Any] | None:
+    """The description of a folder's tokenizer, which `zoo.hub.foreign` restores; None where it has none.
 
-    Raises ZooError where it is damaged, or gives numbers that the model does not have.
+    Raises ZooError where it is damaged, nothing ends a document, or it gives numbers that the model does not have.
 
     Args:
         path: The folder.
@@ -23,16 +29,26 @@ def read(path: Path, vocabulary: int) -> Foreign | None:
     """
     if not (path / FILE).is_file():
         return None
-    text = (path / FILE).read_text(encoding="utf-8")
-    found = Foreign(path.resolve().name, text, end=end(path))
-    if found.vocabulary > vocabulary:
-        raise ZooError(
-            f"{path / FILE} does not belong to the model: it has {found.vocabulary} tokens, and the model {vocabulary}."
-        )
-    return found
+    name, text = path.resolve().name, (path / FILE).read_text(encoding="utf-8")
+    try:
+        said = json.loads(text)
+        own = said["model"]["vocab"]  # of a unigram a list of pieces with their scores
+        numbers = dict(own) if isinstance(own, dict) else {piece: number for number, (piece, _) in enumerate(own)}
+        numbers |= {token["content"]: token["id"] for token in said.get("added_tokens") or ()}
+        size = max(numbers.values()) + 1
+    except (ValueError, KeyError, TypeError) as error:
+        raise ZooError(f"The tokenizer {name} is damaged: {type(error).__name__}: {str(error)[:160]}.") from None
+    if size > vocabulary:
+        raise ZooError(f"{path / FILE} does not belong to the model: it has {size} tokens, and the model {vocabulary}.")
+    told = ending(path)
+    end = told if isinstance(told, int) else next((numbers[each] for each in (told, *ENDS) if each in numbers), None)
+    if end is None:
+        raise ZooError(f"Nothing in the tokenizer {name} is known to end a document: its eos_token is not told.")
+    packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return {"name": name, "kind": "tokenizers", "packed": packed, "end": end}
 
 
-def end(path: Path) -> str | int | None:
+def ending(path: Path) -> str | int | None:
     """What ends a document: by its text, or by its number."""
     said = keys(path / SETTINGS).get("eos_token")
     if isinstance(said, dict):
