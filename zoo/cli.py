@@ -27,7 +27,7 @@ TRAINER = {
 OWN = {
     "evaluate": "how far checkpoints really read: perplexity by length and position, passkey, needles, RULER",
     "extend": "a checkpoint that reads further, from a trained one",
-    "export": "a folder that transformers, vLLM and SGLang load to the same numbers",
+    "export": "for transformers, vLLM, SGLang or llama.cpp, to the same numbers",
     "analyze": "why: spectra, bias curves and heads of a checkpoint, as pictures and numbers",
     "generate": "sample text from a checkpoint",
     "plugins": "what is installed, from where, and what goes with what",

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,24 @@ def test_tokenizers():
     plain = Tokenizer("bytes")
     text, end = portable(plain)
     assert Foreign("x", text, end=end).encode("añ") == plain.encode("añ")
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed: pip install positionzoo[gguf]")
+def test_a_file_of_llama_cpp_s(tmp_path, capsys):
+    quickstart = ROOT / "checkpoints/quickstart"
+    tokens = torch.arange(100)[None]
+    network = checkpoints.read(quickstart).network()
+    for kind, close in ((None, 1e-5), ("bfloat16", 0.1)):
+        out = tmp_path / f"{kind}.gguf"
+        words = [] if kind is None else ["--type", kind]
+        status, said = zoo(capsys, "export", quickstart, "--to", "gguf", "--out", out, *words)
+        assert status == 0, said
+        found = checkpoints.read(out)
+        with torch.no_grad():
+            torch.testing.assert_close(found.network()(tokens), network(tokens), rtol=0, atol=close)
+        assert Tokenizer.restore(found.about["tokenizer"]).encode("def f(x):") == Tokenizer.restore(
+            checkpoints.read(quickstart).about["tokenizer"]
+        ).encode("def f(x):")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["None.gguf", "bfloat16.gguf"]
+    for words in (["--out", tmp_path / "x"], ["--out", tmp_path / "None.gguf"]):
+        assert zoo(capsys, "export", quickstart, "--to", "gguf", *words)[0] == 2

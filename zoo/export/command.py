@@ -1,4 +1,4 @@
-"""`zoo export CKPT --to hf`: a folder that transformers, vLLM and SGLang load to the same numbers."""
+"""`zoo export CKPT --to hf|gguf`: for transformers, vLLM, SGLang or llama.cpp, to the same numbers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from zoo.decoder import Decoder
 
-EPILOG = """The folder is read back, by zoo and by transformers where it is installed; what comes back different is not
-published.
+EPILOG = """What is written is read back, a folder by transformers too where it is installed; what comes back different is
+not published.
 
 examples:
   zoo export SmolLM2-135M-16k --to hf --out served
@@ -33,15 +33,25 @@ def parser() -> Arguments:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that zoo reads")
-    found.add_argument("--to", required=True, choices=("hf",), help="hf: a folder as Hugging Face's")
-    found.add_argument("--out", type=Path, metavar="PATH", help="a folder (default: beside CKPT, its name with -hf)")
+    found.add_argument(
+        "--to",
+        required=True,
+        choices=("hf", "gguf"),
+        help="hf: a folder as Hugging Face's; gguf: a file of llama.cpp's",
+    )
+    found.add_argument(
+        "--out", type=Path, metavar="PATH", help="a folder or a file (default: beside CKPT, its name with -hf or .gguf)"
+    )
+    found.add_argument(
+        "--type", choices=("float32", "float16", "bfloat16"), help="gguf: of matrices (default: as they are)"
+    )
     found.add_argument(
         "--check",
         choices=("logits", "waves"),
         default="logits",
         help="what is compared with what is read back; for logits two models are in memory (%(default)s)",
     )
-    found.add_argument("--overwrite", action="store_true", help="replace a folder that stands at --out")
+    found.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
     return found
 
 
@@ -51,34 +61,73 @@ def main(argv: list[str]) -> None:
     path = Path(options.checkpoint)
     if not path.exists():
         raise ZooError(f"There is no checkpoint at {path}.")
+    if options.type is not None and options.to == "hf":
+        raise ZooError("--type is of GGUF files; a folder keeps the types that the weights have.")
+    here = Path(os.path.abspath(path))
+    stem = here.name.removesuffix(".ckpt").removesuffix(".gguf")
+    out = options.out if options.out is not None else here.with_name(stem + {"hf": "-hf", "gguf": ".gguf"}[options.to])
+    free(out, path, options.to, options.overwrite)
+    written = (folder if options.to == "hf" else file)(options, path, out, shlex.join(["zoo", "export", *argv]))
+    for line in written:
+        print(line)
 
+
+def folder(options: argparse.Namespace, path: Path, out: Path, command: str) -> list[str]:
+    """Write a folder; what is to be said of it."""
     from zoo import checkpoints
     from zoo.export import gate
     from zoo.export.write import CARD, card, plan, write
     from zoo.extend.write import whole
 
-    here = Path(os.path.abspath(path))
-    out = options.out if options.out is not None else here.with_name(f"{here.name.removesuffix('.ckpt')}-hf")
-    free(out, path, options.overwrite)
     found = checkpoints.listed(path)
     said = plan(found)
     with whole(out) as beside:
         how = write(found, said, beside)
         network = cast("Decoder", checkpoints.read(path).network())
         compared = gate.pass_through(beside, network, logits=options.check == "logits")
-        command = shlex.join(["zoo", "export", *argv])
         page = card(found, said, command, how, compared, out.resolve().name)
         (beside / CARD).write_text(page, encoding="utf-8")
-    for line in (*compared, *said.notes):
-        print(line)
     print(f"zoo: wrote {out}" + (f" ({how} of the weights)" if how != "conversion" else ""), file=sys.stderr)
+    return [*compared, *said.notes]
 
 
-def free(out: Path, source: Path, overwrite: bool) -> None:
+def file(options: argparse.Namespace, path: Path, out: Path, command: str) -> list[str]:
+    """Write a GGUF file; what is to be said of it."""
+    import torch
+
+    from zoo import checkpoints
+    from zoo.data.tokenizer import Tokenizer
+    from zoo.export import gate
+    from zoo.extend.write import whole
+    from zoo.hub import gguf
+
+    found = checkpoints.listed(path)
+    told = found.about.get("tokenizer")
+    kind = None if options.type is None else getattr(torch, options.type)
+    with whole(out) as beside:
+        made = beside.with_suffix(".gguf")  # by which it is known to be one
+        try:
+            tokenizer = None if told is None else Tokenizer.restore(told)
+            gguf.write(made, found, tokenizer=tokenizer, dtype=kind, name=out.stem)
+            network = cast("Decoder", checkpoints.read(path).network())
+            close = gate.LOGITS if kind in (None, torch.float32) else gate.ROUNDED
+            compared = gate.ours(made, network, logits=options.check == "logits", close=close)
+            os.replace(made, beside)
+        finally:
+            made.unlink(missing_ok=True)
+    print(f"zoo: wrote {out}", file=sys.stderr)
+    return compared
+
+
+def free(out: Path, source: Path, to: str, overwrite: bool) -> None:
     """Raise ZooError where the result may not stand."""
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
         raise ZooError(f"{out} is the checkpoint that is exported, or inside it.   Try:  --out another path")
-    if out.exists() and not overwrite:
+    if to == "gguf" and out.suffix != ".gguf":
+        raise ZooError(f"{out} is no name of a GGUF file.   Try:  --out {out.with_suffix('.gguf')}")
+    if not out.exists():
+        return
+    if not overwrite:
         raise ZooError(f"{out} exists.   Try:  --overwrite, or --out another path")
-    if out.exists() and not (out / "config.json").is_file():
-        raise ZooError(f"{out} is no folder of Hugging Face's, and --overwrite replaces those only.")
+    if out.is_dir() if to == "gguf" else not (out / "config.json").is_file():
+        raise ZooError(f"{out} is no such checkpoint, and --overwrite replaces those only.   Try:  --out another path")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +17,13 @@ from zoo.errors import ZooError
 
 WAVES, LOGITS = 1e-6, 1e-4
 """Relative difference of frequencies, and of logits relative to the largest, that rounding may make."""
+ROUNDED = 0.05
+"""Of logits where matrices were rounded to 16 bits."""
 TOKENS = 32
 
 
 def pass_through(folder: Path, network: Decoder, *, logits: bool = True) -> list[str]:
-    """What was compared and found the same, in clauses.
+    """What was compared and found the same of a folder, in clauses.
 
     Raises ZooError, with what differs, where something does.
 
@@ -30,27 +32,33 @@ def pass_through(folder: Path, network: Decoder, *, logits: bool = True) -> list
         network: What it was written from.
         logits: Compare them too, for which both models are in memory at once.
     """
-    again = cast(Decoder, checkpoints.read(folder).network())
+    return [*ours(folder, network, logits=logits), *theirs(folder, network, logits=logits)]
+
+
+def ours(path: Path, network: Decoder, *, logits: bool = True, close: float = LOGITS) -> list[str]:
+    """What was compared with what we read."""
+    again = cast(Decoder, checkpoints.read(path).network())
     found = [compared("zoo", waves(network), waves(again))]
-    tokens = torch.randint(network.embedding.num_embeddings, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    if logits:
-        found.append(alike("zoo", network(tokens), again(tokens)))
+    return [*found, alike("zoo", network, again, close)] if logits else found
+
+
+def theirs(folder: Path, network: Decoder, *, logits: bool = True) -> list[str]:
+    """What was compared with what transformers reads."""
     if find_spec("transformers") is None:
-        return [*found, "transformers is not installed here, and was not asked"]
+        return ["transformers is not installed here, and was not asked"]
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(config)
-    told = f"transformers {transformers.__version__}"
-    if theirs := rotary(config, empty):
-        found.append(compared(told, near(waves(network), theirs), theirs))
+    found, told = [], f"transformers {transformers.__version__}"
+    if turned := rotary(config, empty):
+        found.append(compared(told, near(waves(network), turned), turned))
     if logits:
         kind = "dtype" if hasattr(config, "rope_parameters") else "torch_dtype"
         words = {kind: torch.float32, "attn_implementation": "eager"}
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, **words).eval()
-        with torch.no_grad():
-            found.append(alike(told, network.float()(tokens), model(tokens).logits))
+        found.append(alike(told, network.float(), lambda tokens: model(tokens).logits, LOGITS))
     return found
 
 
@@ -96,12 +104,14 @@ def compared(who: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> st
 
 
 @torch.no_grad()
-def alike(who: str, ours: Tensor, theirs: Tensor) -> str:
+def alike(who: str, network: Decoder, other: Callable[[Tensor], Tensor], close: float) -> str:
     """Compare logits; the clause that says so."""
-    apart, size = float((ours - theirs).abs().max()), float(ours.abs().max())
-    if not apart <= LOGITS * size:
+    tokens = torch.randint(network.embedding.num_embeddings, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    own = network(tokens)
+    apart, size = float((own - other(tokens)).abs().max()), float(own.abs().max())
+    if not apart <= close * size:
         raise ZooError(
             f"Not published: {who} reads the folder and gives other logits, up to {apart:.2g} apart where they are up "
             f"to {size:.2g}."
         )
-    return f"{who}: logits of {ours.shape[1]} tokens, {apart:.1e} apart at most"
+    return f"{who}: logits of {TOKENS} tokens, {apart:.1e} apart at most"
