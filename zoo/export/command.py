@@ -15,8 +15,8 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from zoo.decoder import Decoder
 
-EPILOG = """What is written is read back, a folder by transformers too where it is installed; what comes back different is
-not published.
+EPILOG = """What is written is read back, a folder by transformers too where it is installed; what comes back different
+is not published.
 
 examples:
   zoo export SmolLM2-135M-16k --to hf --out served
