@@ -81,6 +81,7 @@ def test_there_and_back_is_the_identity(tmp_path):
         held = stored(path)
         back = layout.theirs(layout.ours(held, path))
         assert {layout.plain(name) for name in back} == held.keys()
+        assert all(name.startswith(layout.prefix) != (name in ("lm_head.weight", "embed_out.weight")) for name in back)
         for name, tensor in back.items():
             assert torch.equal(tensor.tensor(), held[layout.plain(name)].tensor()), name
 

@@ -38,7 +38,7 @@ def pass_through(folder: Path, network: Decoder, *, logits: bool = True) -> list
 def ours(path: Path, network: Decoder, *, logits: bool = True, close: float = LOGITS) -> list[str]:
     """What was compared with what we read."""
     again = cast(Decoder, checkpoints.read(path).network())
-    found = [compared("zoo", waves(network), waves(again))]
+    found = [compared("zoo", waves(network, network.reach), waves(again, network.reach))]
     return [*found, alike("zoo", network, again, close)] if logits else found
 
 
@@ -48,12 +48,13 @@ def theirs(folder: Path, network: Decoder, *, logits: bool = True) -> list[str]:
         return ["transformers is not installed here, and was not asked"]
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(config)
     found, told = [], f"transformers {transformers.__version__}"
     if turned := rotary(config, empty):
-        found.append(compared(told, near(waves(network), turned), turned))
+        found.append(compared(told, near(waves(network, network.reach), turned), turned))
     if logits:
         kind = "dtype" if hasattr(config, "rope_parameters") else "torch_dtype"
         words = {kind: torch.float32, "attn_implementation": "eager"}
@@ -62,10 +63,10 @@ def theirs(folder: Path, network: Decoder, *, logits: bool = True) -> list[str]:
     return found
 
 
-def waves(network: Decoder) -> dict[str, tuple[Tensor, float]]:
+def waves(network: Decoder, reach: int) -> dict[str, tuple[Tensor, float]]:
     """Frequencies and attention factor of a network for short and for long requests; nothing where none turn."""
     found = {}
-    for name, extent in (("short", 1), ("long", network.reach)):
+    for name, extent in (("short", 1), ("long", reach)):
         at = torch.zeros(1, 1)
         rotation = network.trunk.position(at, at, extent).rotation
         if rotation is not None:

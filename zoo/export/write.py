@@ -71,7 +71,8 @@ def write(found: Listing, said: Exported, beside: Path) -> str:
         kept = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, **kept, "model_max_length": reach}
         (beside / SETTINGS).write_text(dumped(kept), encoding="utf-8")
         keys.setdefault("eos_token_id", tokenizer.end)
-        keys.setdefault("bos_token_id", None)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # some families have numbers of their own otherwise
+        keys.setdefault(name, None)
     (beside / CONFIG).write_text(dumped(keys), encoding="utf-8")
     return how
 

@@ -185,6 +185,7 @@ def ends(layout: Layout, arguments: dict[str, Any], sizes: Sizes, embedding: str
     shape = sizes.vocabulary, sizes.dim
     layout.whole("embedding.weight", embedding, *shape)
     layout.whole("head.weight", embedding if arguments["tied"] else head, *shape)
+    layout.outside.add(head)
     if arguments["tied"]:
         layout.tied[head] = embedding
     layout.norm("trunk.norm", norm, sizes.dim, arguments.get("norm") == "LayerNorm")

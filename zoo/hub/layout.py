@@ -49,6 +49,7 @@ class Layout:
         self.prefix, self.ignored = prefix, ignored
         self.parts: dict[str, list[Part]] = {}
         self.tied: dict[str, str] = {}
+        self.outside: set[str] = set()  # names that have no prefix
 
     def whole(self, ours: str, theirs: str, *shape: int, transposed: bool = False) -> None:
         """A tensor that is one of theirs; `shape` is theirs."""
@@ -107,10 +108,14 @@ class Layout:
         for name, own in pieces.items():
             (part, piece), *_ = ordered = [own[first] for first in sorted(own)]
             if part.transposed:
-                found[self.prefix + name] = turned(piece)
+                found[self.full(name)] = turned(piece)
             else:
-                found[self.prefix + name] = merged([piece for _, piece in ordered])
+                found[self.full(name)] = merged([piece for _, piece in ordered])
         return found
+
+    def full(self, name: str) -> str:
+        """With the prefix, where it has one."""
+        return name if name in self.outside else self.prefix + name
 
     def plain(self, name: str) -> str:
         """Without the prefix."""
