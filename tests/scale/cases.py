@@ -18,7 +18,10 @@ POSITIONS = (
     *("ALiBi", "T5", "KERPLE", "Sandwich", "FIRE", "DynamicBias", "FoX", "CoPE"),
 )
 """The installed encodings of text."""
-KERNELS = ("Auto", "Eager", "SDPA", "Tiled", "OffByOne", "Sink", "RBF", "Cosine", "Sigmoid", "LinearAttention")
+KERNELS = (
+    *("Auto", "Eager", "SDPA", "Tiled", "OffByOne", "Sink", "RBF", "Cosine", "Sigmoid", "FourierRadial"),
+    "LinearAttention",
+)
 """The installed kernels that train on a CPU."""
 
 QUICK = (
@@ -34,6 +37,8 @@ CASES = {
     "LinearAttention, its own": case("Sinusoidal", "LinearAttention"),
     **{f"{kernel} with {name}": case(name, kernel) for kernel in ("Auto", "Tiled", "SDPA") for name in ("T5", "FIRE")},
     **{f"{kernel} with FoX": case("FoX", kernel) for kernel in ("Tiled", "Sink", "Sigmoid")},
+    **{f"{name} with ALiBi": case("ALiBi", name) for name in ("FourierIntegral", "FourierQuartic")},
+    "by four, an R for each head": case("T5", "FourierIntegral", share=4, model={"kv_heads": 2}),
     "nothing shared, documents": case("ALiBi", share=1, model={"within_documents": True}),
     "somebody else's kernel": case("ALiBi", "Plain"),
     **{f"one key head, {name}": case(name, model={"kv_heads": 1}) for name in ("RoPE", "FoPE", "PoPE", "T5", "CoPE")},

@@ -16,7 +16,7 @@ def failures(subject) -> set[str]:
     return {result.name for result in examine(subject) if not result.passed}
 
 
-class Sigmoid(Kernel):
+class Logistic(Kernel):
     """Another form: no normaliser (Ramapuram et al. 2024, arXiv:2409.04431), and a scale of its own that it learns."""
 
     form, fuses = "sigmoid", Dense
@@ -44,7 +44,7 @@ class Sigmoid(Kernel):
         return self.shift
 
 
-class Divisible(Sigmoid):
+class Divisible(Logistic):
     """It can tell whose its parameters are."""
 
     divisible = True
@@ -53,12 +53,12 @@ class Divisible(Sigmoid):
         return self.shift[self.share]
 
 
-@pytest.mark.parametrize("sound", [Eager, Sigmoid, Divisible])
+@pytest.mark.parametrize("sound", [Eager, Logistic, Divisible])
 def test_sound_kernels_pass(sound):
     assert not failures(sound)
 
 
-class Cast(Sigmoid):
+class Cast(Logistic):
     """Its parameter follows the model's precision."""
 
     _apply = nn.Module._apply
