@@ -130,6 +130,11 @@ def stored(path: str | None, verb: str) -> dict[str, Any] | None:
         return None
     if Path(path).is_dir() and zero.holds(Path(path)):
         return zero.described(Path(path))  # which looks at the files before DeepSpeed opens them
+    if Path(path).is_dir():
+        raise ZooError(
+            f"{path} holds a model and no run, and --ckpt_path takes a run's checkpoint. "
+            f"Try:  zoo evaluate {path}, or  zoo fit --model.weights {path}"
+        )
     content = lightning.load(path)
     about = lightning.told(content, Path(path))
     if "optimizer_states" not in content and verb == "fit":

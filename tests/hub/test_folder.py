@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent))
 import folders
 
-from zoo import checkpoints
+from zoo import checkpoints, resume
 from zoo.cli import main
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
@@ -279,3 +279,25 @@ def test_a_tied_head_may_be_in_the_file_where_it_is_the_same(tmp_path):
     assert network.head.weight is network.embedding.weight
     save_file({**weights, "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "model.safetensors")
     checkpoints.read(tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_the_trainer_takes_its_weights_and_says_so(tmp_path, capsys, verb):
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    with pytest.raises(ZooError, match=r"holds a model and no run.* zoo fit --model\.weights"):
+        resume.stored(str(path), verb)
+
+
+def test_a_run_starts_from_a_folder_whose_tokenizer_has_fewer_numbers(tmp_path, capsys):
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 200)
+    words = ["--data.files", tmp_path / "text.txt", "--data.batch", "2", "--data.cache", tmp_path / "cache"]
+    words += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1"]
+    words += ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", tmp_path / "run"]
+    status, said = zoo(capsys, "fit", "--model.weights", path, *words, "--data.workers", "0")
+    assert status == 0, said
+    (folder,) = (tmp_path / "run").rglob("model")
+    found = checkpoints.read(folder)
+    assert found.about["network"]["init_args"]["vocabulary"] == 300
+    assert Tokenizer.restore(found.about["tokenizer"]).vocabulary == 257
+    assert not torch.equal(found.weights["head.weight"], checkpoints.read(path).weights["head.weight"])
