@@ -8,8 +8,10 @@ Names and shapes of its parameters are timm's, so pretrained weights load; the k
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,9 +41,6 @@ class KernelAttention(Attention):
     settings: dict[str, Any]
     grid: tuple[int, int]
     prefix: int
-
-    def __reduce__(self) -> Any:  # its class has no name by which another process could find it
-        return blank, (self.kind.__name__, self.grid, self.prefix, self.settings), self.__dict__
 
     def __init__(self, dim: int, num_heads: int = 8, *args: Any, depth: int = 0, **others: Any) -> None:
         super().__init__(dim, num_heads, *args, **others)
@@ -92,6 +91,18 @@ class KernelAttention(Attention):
         return self.proj_drop(self.proj(y))
 
 
+class Made(type):
+    """The kind of classes that `attention` makes, which have no name by which another process could find them."""
+
+
+def recipe(kind: Any) -> tuple[Any, ...]:
+    """How pickle makes such a class again; timm's models keep it beside its instances."""
+    return partial(attention, kind.kind.__name__, grid=kind.grid, prefix=kind.prefix, **kind.settings), ()
+
+
+copyreg.pickle(Made, recipe)  # type: ignore[arg-type]
+
+
 def attention(kernel: str, *, grid: tuple[int, int] = (14, 14), prefix: int = 1, **arguments: Any) -> type[Any]:
     """The class to give to timm as `attn_layer`.
 
@@ -106,13 +117,7 @@ def attention(kernel: str, *, grid: tuple[int, int] = (14, 14), prefix: int = 1,
     if wrong := [name for name in arguments if name not in known]:
         raise ZooError(f"The kernel {kernel} has no argument {listing(wrong)}; it has: {listing(known)}.")
     own = {"kind": kind, "settings": arguments, "grid": grid, "prefix": prefix, "__doc__": KernelAttention.__doc__}
-    return type(f"{kernel}Attention", (KernelAttention,), own)
-
-
-def blank(kernel: str, grid: tuple[int, int], prefix: int, arguments: dict[str, Any]) -> Any:
-    """A layer without content, for pickle to fill."""
-    kind = attention(kernel, grid=grid, prefix=prefix, **arguments)
-    return object.__new__(kind)
+    return Made(f"{kernel}Attention", (KernelAttention,), own)
 
 
 def undecayed(model: nn.Module) -> set[str]:

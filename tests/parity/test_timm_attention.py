@@ -185,7 +185,7 @@ def test_the_kernels_own_parameters_are_spared_by_weight_decay():
     model = timm.create_model("deit_tiny_patch16_224", attn_layer=attention("FourierIntegral"), depth=2)
     names = undecayed(model)
     assert names == {f"blocks.{n}.attn.kernel.bandwidth.log_radius" for n in range(2)}
-    spared, decayed = param_groups_weight_decay(model, 0.05, model.no_weight_decay() | names)
+    spared, decayed = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay() | names)
     own = {id(block.attn.kernel.bandwidth.log_radius) for block in model.blocks}
     assert own <= {id(p) for p in spared["params"]}
     assert not own & {id(p) for p in decayed["params"]}
