@@ -99,6 +99,19 @@ def test_families(tmp_path, family):
     assert said.keys["model_type"] == family
 
 
+def test_a_form_that_one_version_lacks_is_no_plain_rope_there(tmp_path):
+    """p-RoPE: version 5 has it, and version 4 must not read a folder as if nothing were said."""
+    made(tmp_path / "ours")
+    about = folder.said(tmp_path / "ours")
+    about["network"]["init_args"]["position"] = {"class_path": "pRoPE", "init_args": {"base": 500.0, "fraction": 0.5}}
+    folder.describe(tmp_path / "ours", about, "")
+    if hasattr(transformers.LlamaConfig(), "rope_parameters"):
+        exported(tmp_path / "ours", tmp_path / "theirs")
+    else:
+        with pytest.raises(KeyError, match="proportional"):
+            exported(tmp_path / "ours", tmp_path / "theirs")
+
+
 def test_keys_of_the_newer_generation_alone_would_not_do():
     """Why both are written: version 4 reads the older ones, and nothing else."""
     if hasattr(transformers.LlamaConfig(), "rope_parameters"):

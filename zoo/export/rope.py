@@ -44,7 +44,7 @@ class Said:
         found: dict[str, Any] = {"max_position_embeddings": self.limit, "rope_theta": self.theta}
         part = {"partial_rotary_factor": self.fraction} if self.fraction != 1 else {}
         found["rope_parameters"] = {"rope_theta": self.theta, **part, **self.form}
-        if self.form["rope_type"] not in ("default", "proportional"):
+        if self.form["rope_type"] != "default":  # proportional too: version 4 then says that it has no such form
             found["rope_scaling"] = dict(self.form)
         if self.form["rope_type"] == "longrope":  # version 4 looks for it beside the dictionary
             found[ORIGINAL] = self.form[ORIGINAL]
