@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from zoo import checkpoints
-from zoo.cli import main
 from zoo.data.tokenizer import Tokenizer, train
 from zoo.errors import ZooError
 from zoo.export import rope
@@ -20,6 +19,7 @@ from zoo.hub.foreign import Foreign
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "hub"))
 import folders
+from folders import zoo
 
 ROOT = Path(__file__).parent.parent.parent
 SIZES = {"vocabulary": 50, "length": 64, "dim": 32, "layers": 4, "heads": 4, "kv_heads": 2}
@@ -34,19 +34,6 @@ EXTENSIONS = {
     "LongRoPE": {"factor": 4.0},
     "Resonance": {},
 }
-
-
-def zoo(capsys, *words) -> tuple[int, str]:
-    """A command: its exit status, and what it said to the terminal."""
-    capsys.readouterr()
-    before, sys.argv = sys.argv, ["zoo", *map(str, words)]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0), "".join(capsys.readouterr())
-    finally:
-        sys.argv = before
-    return 0, "".join(capsys.readouterr())
 
 
 def about(position="RoPE", extension=None, base=500.0, **arguments):

@@ -1,11 +1,13 @@
 """Folders of Hugging Face made by hand, without transformers: a config, random weights, a tokenizer."""
 
 import json
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from zoo.cli import main
 from zoo.hub import families
 from zoo.hub.config import Config
 
@@ -79,3 +81,16 @@ def shard(path: Path) -> Path:
         save_file({name: tensor for name, tensor in whole.items() if places[name] == file}, path / file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return path
+
+
+def zoo(capsys, *words: str) -> tuple[int, str]:
+    """A command: its exit status, and what it said to the terminal."""
+    capsys.readouterr()
+    before, sys.argv = sys.argv, ["zoo", *map(str, words)]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0), "".join(capsys.readouterr())
+    finally:
+        sys.argv = before
+    return 0, "".join(capsys.readouterr())

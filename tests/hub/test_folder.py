@@ -12,25 +12,12 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import folders
+from folders import zoo
 
 from zoo import checkpoints, resume
-from zoo.cli import main
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
 from zoo.hub.foreign import Foreign
-
-
-def zoo(capsys, *words: str) -> tuple[int, str]:
-    """A command: its exit status, and what it said to the terminal."""
-    capsys.readouterr()
-    before, sys.argv = sys.argv, ["zoo", *map(str, words)]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0), "".join(capsys.readouterr())
-    finally:
-        sys.argv = before
-    return 0, "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("config", [folders.LLAMA, folders.GPT2], ids=["llama", "gpt2"])
