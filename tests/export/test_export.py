@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from zoo import checkpoints
-from zoo.data.tokenizer import Tokenizer, train
+from zoo.checkpoints import folder
+from zoo.checkpoints.description import build, owners
+from zoo.checkpoints.tensors import header
+from zoo.data.tokenizer import Tokenizer, load, train
 from zoo.errors import ZooError
 from zoo.export import rope
 from zoo.export.config import complete, export
+from zoo.export.engines import derived
 from zoo.export.tokenizer import TRIED, portable
 from zoo.hub.foreign import Foreign
 
@@ -46,6 +50,13 @@ def about(position="RoPE", extension=None, base=500.0, **arguments):
     reach = {"reach": 256} if extension else {}
     network = {"class_path": "zoo.decoder.Decoder", "init_args": {**SIZES, "position": node, **reach, **arguments}}
     return {"format": 1, "network": network}
+
+
+def fope(kv_heads=2, qk_norm="none", **own):
+    """The description of a network with FoPE."""
+    told = about(kv_heads=kv_heads, qk_norm=qk_norm)
+    told["network"]["init_args"]["position"] = {"class_path": "FoPE", "init_args": {"base": 100.0, **own}}
+    return told
 
 
 @pytest.mark.parametrize(
@@ -109,6 +120,11 @@ def test_the_length_that_is_said_is_what_each_form_means_by_it():
     [
         (about("ALiBi"), "The encoding ALiBi is none that transformers' models have"),
         (about(kernel={"class_path": "RBF"}), "The kernel RBF computes rbf"),
+        (fope(dialect="paper", kv_heads=4), "matrix for each query head of each layer.* Try:  --code"),
+        (fope(fraction=0.5), "rotates a part of a head only"),
+        (fope(padding="identity"), "lets pairs without a series pass"),
+        (fope(extension={"class_path": "YaRN", "init_args": {"factor": 2.0}}), "has an extension"),
+        (fope(qk_norm="width"), "the nearest differs in .* Try:  --code"),
         (about(qk_norm="width"), "the nearest differs in"),
         (about(head_bias=True), "the nearest differs in head_bias"),
         (about(window=9, sinks=2), "no sinks"),
@@ -117,6 +133,115 @@ def test_the_length_that_is_said_is_what_each_form_means_by_it():
 def test_what_no_family_is(told, sentence):
     with pytest.raises(ZooError, match=sentence):
         export(told)
+
+
+def saved(path, told):
+    """A checkpoint with random weights and a tokenizer of bytes."""
+    told["network"]["init_args"]["vocabulary"] = 257
+    told |= {"task": "LanguageModel", "plugins": owners(told["network"]), "tokenizer": load("bytes").describe()}
+    torch.manual_seed(0)
+    network = build(told["network"])
+    folder.write(path, told, network.state_dict(), "")
+    return network.eval()
+
+
+def same(path, network):
+    """Whether a folder is read as a network."""
+    tokens = torch.arange(60)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoints.read(path).network()(tokens), network(tokens))
+
+
+def test_fope_has_the_keys_of_engines(tmp_path, capsys):
+    """Those of Intern-S1-Pro; the number of waves is said, and a model of its own for transformers."""
+    network = saved(tmp_path / "from", fope(gain=0.5))
+    status, said = zoo(capsys, "export", tmp_path / "from", "--to", "hf", "--check", "waves", "--out", tmp_path / "to")
+    assert status == 0, said
+    keys = json.loads((tmp_path / "to/config.json").read_text())
+    form = {"rope_type": "default", "fope_init_factor": 0.5, "fope_sep_head": True, "num_inv_freq": 3}
+    assert network.trunk.position.kept == 3
+    assert (keys["rope_scaling"], keys["rope_parameters"]) == (form, {**form, "rope_theta": 100.0})
+    assert (keys["rope_theta"], keys["architectures"]) == (100.0, ["LlamaForCausalLM"])
+    assert keys["model_type"] == "zoo"
+    held = header(tmp_path / "to/model.safetensors")
+    assert [held[f"model.rotary_emb.{name}"].shape for name in ("cos_coef", "sin_coef")] == [(2, 3, 3)] * 2
+    same(tmp_path / "to", network)
+    card = (tmp_path / "to/README.md").read_text()
+    assert "lmdeploy serve api_server to --backend pytorch" in card
+    assert "Not by vLLM: it has FoPE in InternS1Pro only" in card
+    status, said = zoo(capsys, "export", tmp_path / "to", "--to", "hf", "--check", "waves", "--out", tmp_path / "again")
+    assert status == 0, said
+    assert json.loads((tmp_path / "again/config.json").read_text()) == keys
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        ({"fope_sep_head": False}, "fope_sep_head: true"),
+        ({"num_inv_freq": 9}, "1 to 4 waves"),
+        ({"fope_num_inv_freq": 2}, "the same under"),
+        ({"rope_type": "yarn", "factor": 2.0}, "no yarn rope besides"),
+        ({"fope_depth": 2}, "fope_depth"),
+    ],
+)
+def test_fope_of_others_is_read_or_refused(tmp_path, capsys, form, sentence):
+    """As XTuner writes it, of the type of a family; a number of waves that is not said follows from the limit."""
+    network = saved(tmp_path / "from", fope())
+    zoo(capsys, "export", tmp_path / "from", "--to", "hf", "--check", "waves", "--out", tmp_path / "to")
+    config = tmp_path / "to/config.json"
+    keys = json.loads(config.read_text())
+    keys = {name: value for name, value in keys.items() if name not in ("auto_map", "rope_parameters")}
+    keys["model_type"] = "llama"
+    keys["rope_scaling"]["num_inv_freq"] = None
+    config.write_text(json.dumps(keys))
+    same(tmp_path / "to", network)
+    keys["rope_scaling"] |= {"num_inv_freq": 3, **form}
+    config.write_text(json.dumps(keys))
+    with pytest.raises(ZooError, match=sentence):
+        checkpoints.listed(tmp_path / "to")
+
+
+def test_what_nobody_computes_brings_code(tmp_path, capsys):
+    network = saved(tmp_path / "from", about("FIRE"))
+    status, said = zoo(capsys, "export", tmp_path / "from", "--to", "hf", "--check", "waves", "--out", tmp_path / "to")
+    assert (status, "FIRE is none that transformers' models have" in said) == (0, True), said
+    same(tmp_path / "to", network)
+    one, other = (Tokenizer.restore(checkpoints.read(tmp_path / name).about["tokenizer"]) for name in ("from", "to"))
+    assert one.encode(TRIED) == other.encode(TRIED)
+    card = (tmp_path / "to/README.md").read_text()
+    assert "trust_remote_code=True" in card
+    assert "vllm serve" not in card
+    for file in ("configuration_zoo.py", "modeling_zoo.py"):
+        compile((tmp_path / "to" / file).read_text(), file, "exec")
+
+
+@pytest.mark.parametrize(
+    ("told", "engine", "sentence"),
+    [
+        (about(extension="DynamicNTK"), "vllm", "vLLM does not serve this checkpoint: its dynamic scaling"),
+        (about(extension="ByParts"), "sglang", None),
+        (about("FIRE"), "sglang", "SGLang does not serve this checkpoint: it knows no such model"),
+        (fope(), "vllm", "InternS1Pro only"),
+        (about(extension="YaRN"), "vllm", None),
+    ],
+)
+def test_an_engine_that_is_asked_for(tmp_path, capsys, told, engine, sentence):
+    saved(tmp_path / "from", told)
+    words = ("--to", "hf", "--check", "waves", "--serve", engine, "--out", tmp_path / "to")
+    status, said = zoo(capsys, "export", tmp_path / "from", *words)
+    if sentence:
+        assert (status, sentence in said, (tmp_path / "to").exists()) == (2, True, False), said
+        return
+    assert status == 0, said
+    other = {"vllm": "sglang.launch_server", "sglang": "vllm serve"}[engine]
+    assert other not in (tmp_path / "to/README.md").read_text()
+
+
+def test_the_length_that_vllm_derives():
+    """Its own rule: the limit, and of some forms the limit times the factor; never more than the tokenizer's."""
+    lengths = {name: derived(export(about(extension=name)).keys, 256) for name in EXTENSIONS}
+    assert lengths == dict.fromkeys(EXTENSIONS, 256) | {"DynamicNTK": 128}
+    assert derived(export(about(extension="YaRN")).keys, 100) == 100
 
 
 def test_a_vision_transformer_is_none():

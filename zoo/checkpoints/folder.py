@@ -24,6 +24,7 @@ from zoo.checkpoints.stored import Listing, Stored, Weights
 from zoo.checkpoints.tensors import header, pack
 from zoo.errors import ZooError
 from zoo.hub import files as hub
+from zoo.hub import tokenizers
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.yaml", "model.safetensors", "tokenizer.json", "README.md"
 HUB = "hub"
@@ -84,6 +85,8 @@ def said(path: Path) -> dict[str, Any]:
         about = dict(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
         if (path / TOKENIZER).is_file():
             about["tokenizer"] = json.loads((path / TOKENIZER).read_text(encoding="utf-8"))
+            if "model" in about["tokenizer"]:  # that of a folder which others read too
+                about["tokenizer"] = tokenizers.read(path, about["network"]["init_args"]["vocabulary"])
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise damaged(path, error) from None
     if about.get("added") and not (path / ADDED).is_file():

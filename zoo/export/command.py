@@ -51,6 +51,16 @@ def parser() -> Arguments:
         default="logits",
         help="what is compared with what is read back; for logits two models are in memory (%(default)s)",
     )
+    found.add_argument(
+        "--serve",
+        choices=("vllm", "sglang"),
+        help="hf: for this engine; what it would compute otherwise is refused (default: whoever computes it)",
+    )
+    found.add_argument(
+        "--code",
+        action="store_true",
+        help="hf: a folder that transformers reads by zoo's own code (default: where no model of theirs is the same)",
+    )
     found.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
     return found
 
@@ -63,6 +73,8 @@ def main(argv: list[str]) -> None:
         raise ZooError(f"There is no checkpoint at {path}.")
     if options.type is not None and options.to == "hf":
         raise ZooError("--type is of GGUF files; a folder keeps the types that the weights have.")
+    if (options.serve or options.code) and options.to == "gguf":
+        raise ZooError("--serve and --code are of folders; llama.cpp serves a GGUF file.   Try:  --to hf")
     here = Path(os.path.abspath(path))
     stem = here.name.removesuffix(".ckpt").removesuffix(".gguf")
     out = options.out if options.out is not None else here.with_name(stem + {"hf": "-hf", "gguf": ".gguf"}[options.to])
@@ -75,17 +87,20 @@ def main(argv: list[str]) -> None:
 def folder(options: argparse.Namespace, path: Path, out: Path, command: str) -> list[str]:
     """Write a folder; what is to be said of it."""
     from zoo import checkpoints
-    from zoo.export import gate
+    from zoo.export import engines, gate
     from zoo.export.write import CARD, card, plan, write
     from zoo.extend.write import whole
 
     found = checkpoints.listed(path)
-    said = plan(found)
+    said = plan(found, code=options.code)
+    if options.serve and (reason := engines.unserved(options.serve, said)):
+        raise ZooError(f"{engines.NAMES[options.serve]} does not serve this checkpoint: {reason}.")
     with whole(out) as beside:
         how = write(found, said, beside)
         network = cast("Decoder", checkpoints.read(path).network())
-        compared = gate.pass_through(beside, network, logits=options.check == "logits")
-        page = card(found, said, command, how, compared, out.resolve().name)
+        compared = gate.pass_through(beside, network, logits=options.check == "logits", code=said.code)
+        compared += engines.asked(said, network)
+        page = card(found, said, command, how, compared, out.resolve().name, options.serve)
         (beside / CARD).write_text(page, encoding="utf-8")
     print(f"zoo: wrote {out}" + (f" ({how} of the weights)" if how != "conversion" else ""), file=sys.stderr)
     return [*compared, *said.notes]

@@ -15,7 +15,7 @@ from typing import Any
 from zoo import plugins
 from zoo.decoder import Decoder
 from zoo.errors import ZooError, listing
-from zoo.export import rope
+from zoo.export import remote, rope
 from zoo.hub import families
 from zoo.hub.config import Config
 from zoo.hub.layout import Layout
@@ -30,19 +30,25 @@ ROPE = {
 """Keys of positions, which are said anew."""
 
 
+SERIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Families of which an engine (LMDeploy 0.18) reads FoPE."""
+
+
 @dataclass(frozen=True)
 class Exported:
     """A network in their words.
 
     Args:
         keys: Of config.json.
-        layout: Where its tensors are.
+        layout: Where its tensors are; None where they keep our names, in a folder that is one of zoo's too.
         notes: What a person should know.
+        code: Whether transformers needs code of ours to read it.
     """
 
     keys: dict[str, Any]
-    layout: Layout
+    layout: Layout | None
     notes: tuple[str, ...] = ()
+    code: bool = False
 
 
 def export(about: Mapping[str, Any], keys: Mapping[str, Any] | None = None) -> Exported:
@@ -54,39 +60,48 @@ def export(about: Mapping[str, Any], keys: Mapping[str, Any] | None = None) -> E
         about: The description of a checkpoint.
         keys: The config that it once came with, whose other keys are kept.
     """
-    network = about["network"]
-    if not network["class_path"].endswith(".Decoder"):
-        raise ZooError("What transformers' families hold are language models, and this is a vision transformer.")
-    arguments = complete(network["init_args"])
+    arguments = complete(language(about)["init_args"])
     kernel = (arguments["kernel"] or {"class_path": "Auto"})["class_path"]
     if (form := plugins.load("zoo.kernels", kernel).form) != "softmax":
-        raise ZooError(f"The kernel {kernel} computes {form}, and transformers' families have softmax attention.")
+        raise rope.Unheard(f"The kernel {kernel} computes {form}, and transformers' families have softmax attention.")
     if arguments["sinks"]:
         raise ZooError("transformers' families have no sinks, which this model's window spares.")
     table = position(arguments) == "Learned"
     said = None if table else rope.say(arguments)
     length = arguments["length"]
     apart: list[str] = []
-    for kind, own in [(keys["model_type"], keys)] if keys is not None else candidates(arguments):
+    series = position(arguments) == "FoPE"
+    for kind, own in [(families.kind(keys), keys)] if keys is not None else candidates(arguments):
         found = {name: value for name, value in own.items() if name not in ROPE}
         if table:
             rows = (arguments["position"].get("init_args") or {}).get("rows") or length
             found |= {"n_positions": rows} | ({"n_ctx": rows} if "n_ctx" in found else {})
         elif said is not None:
             found |= spoken(said, kind)
-        if table != (kind == "gpt2"):
+        if table != (kind == "gpt2") or (series and kind not in SERIES):
             continue
         named = {"model_type": kind, "architectures": [families.FAMILIES[kind][0]]}
+        if series:  # transformers would take it for plain RoPE
+            named |= remote.KEYS
         config = Config(Path("config.json"), {**named, **found})
         read = families.network(config)
         wrong = differing(arguments, complete(read.arguments))
         if not wrong:
-            return Exported(config.keys, read.layout, said.notes if said else ())
+            return Exported(config.keys, read.layout, said.notes if said else (), code=series)
         apart = wrong if not apart or len(wrong) < len(apart) else apart
     raise ZooError(
         "No family of transformers' is this network"
         + (f": the nearest differs in {listing(apart)}." if apart else f" with {position(arguments)}.")
+        + remote.WAY_OUT
     )
+
+
+def language(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The network of a description, which is to be a language model."""
+    network: dict[str, Any] = about["network"]
+    if not network["class_path"].endswith(".Decoder"):
+        raise ZooError("What transformers' families hold are language models, and this is a vision transformer.")
+    return network
 
 
 def spoken(said: rope.Said, kind: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ ROUNDED = 0.05
 TOKENS = 32
 
 
-def pass_through(folder: Path, network: Decoder, *, logits: bool = True) -> list[str]:
+def pass_through(folder: Path, network: Decoder, *, logits: bool = True, code: bool = False) -> list[str]:
     """What was compared and found the same of a folder, in clauses.
 
     Raises ZooError, with what differs, where something does.
@@ -31,8 +31,9 @@ def pass_through(folder: Path, network: Decoder, *, logits: bool = True) -> list
         folder: What was written.
         network: What it was written from.
         logits: Compare them too, for which both models are in memory at once.
+        code: transformers reads it by code of ours.
     """
-    return [*ours(folder, network, logits=logits), *theirs(folder, network, logits=logits)]
+    return [*ours(folder, network, logits=logits), *theirs(folder, network, logits=logits, code=code)]
 
 
 def ours(path: Path, network: Decoder, *, logits: bool = True, close: float = LOGITS) -> list[str]:
@@ -42,17 +43,22 @@ def ours(path: Path, network: Decoder, *, logits: bool = True, close: float = LO
     return [*found, alike("zoo", network, again, close)] if logits else found
 
 
-def theirs(folder: Path, network: Decoder, *, logits: bool = True) -> list[str]:
+def theirs(folder: Path, network: Decoder, *, logits: bool = True, code: bool = False) -> list[str]:
     """What was compared with what transformers reads."""
     if find_spec("transformers") is None:
         return ["transformers is not installed here, and was not asked"]
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    found, told = [], f"transformers {transformers.__version__}"
+    if code:
+        if not logits:
+            return [f"{told} reads it by zoo's own code, and was not asked"]
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        return [alike(f"{told} with zoo's own code", network.float(), lambda tokens: model(tokens).logits, LOGITS)]
     config = transformers.AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(config)
-    found, told = [], f"transformers {transformers.__version__}"
     if turned := rotary(config, empty):
         found.append(compared(told, near(waves(network, network.reach), turned), turned))
     if logits:

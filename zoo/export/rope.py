@@ -14,11 +14,16 @@ import torch
 
 from zoo.checkpoints import callable_of
 from zoo.errors import ZooError
+from zoo.export import remote
 from zoo.position import Geometry
 
 FEW = 32
 """Rotated channels up to which our YaRN does not round the bounds of its ramp where nothing is said."""
 ORIGINAL = "original_max_position_embeddings"
+
+
+class Unheard(ZooError):  # noqa: N818
+    """What no program but zoo computes, so that a folder has to bring the code with it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class Said:
         found: dict[str, Any] = {"max_position_embeddings": self.limit, "rope_theta": self.theta}
         part = {"partial_rotary_factor": self.fraction} if self.fraction != 1 else {}
         found["rope_parameters"] = {"rope_theta": self.theta, **part, **self.form}
-        if self.form["rope_type"] != "default":  # proportional too: version 4 then says that it has no such form
+        if (
+            self.form.keys() != {"rope_type"} or self.form["rope_type"] != "default"
+        ):  # proportional too: version 4 then says that it has no such form
             found["rope_scaling"] = dict(self.form)
         if self.form["rope_type"] == "longrope":  # version 4 looks for it beside the dictionary
             found[ORIGINAL] = self.form[ORIGINAL]
@@ -61,8 +68,10 @@ def say(arguments: Mapping[str, Any]) -> Said:
     """
     node = arguments["position"]
     name, own = node["class_path"], dict(node.get("init_args") or {})
+    if name == "FoPE":
+        return series(arguments, own)
     if name not in ("RoPE", "pRoPE"):
-        raise ZooError(f"The encoding {name} is none that transformers' models have.")
+        raise Unheard(f"The encoding {name} is none that transformers' models have.")
     if own.get("pairing", "half") != "half":
         raise ZooError("RoPE with interleaved pairs is none that transformers' models have: theirs are halves.")
     length, reach = arguments["length"], arguments["reach"] or arguments["length"]
@@ -80,6 +89,38 @@ def say(arguments: Mapping[str, Any]) -> Said:
         width = int(part * (arguments["head_dim"] or arguments["dim"] // arguments["heads"]))
         return NATIVE[method](numbers, theta, part, length, reach, width)
     return divided(arguments, method, theta, part, length, reach)
+
+
+def series(arguments: Mapping[str, Any], own: Mapping[str, Any]) -> Said:
+    """FoPE as engines read it (Intern-S1-Pro, arXiv:2603.25040).
+
+    The number of waves is always said: where it is not, each reader derives it from max_position_embeddings, and one
+    that was raised would no longer fit the matrices.
+    """
+    usual = {"dialect": "production", "fraction": 1.0, "pairing": "half", "padding": "diagonal"}
+    said = {**usual, "normalize": False, "ignore_zero": True, "extension": None, **own}
+    reasons = {
+        "has a matrix for each query head of each layer, and fewer series than waves": said["dialect"] == "paper",
+        "rotates a part of a head only": said["fraction"] != 1,
+        "has interleaved pairs": said["pairing"] != "half",
+        "lets pairs without a series pass": said["padding"] != "diagonal",
+        "divides by the sum of its coefficients": said["normalize"],
+        "keeps waves that never turn": not said["ignore_zero"],
+        "has an extension": said["extension"] is not None,
+    }
+    if wrong := [reason for reason, true in reasons.items() if true]:
+        raise ZooError(
+            f"This FoPE {wrong[0]}, and that of engines is one square matrix for each key head of the whole model, all "
+            f"of a head rotated in halves.{remote.WAY_OUT}"
+        )
+    built = encoding(arguments)
+    form = {
+        "rope_type": "default",
+        "fope_init_factor": float(built.gain),
+        "fope_sep_head": True,
+        "num_inv_freq": int(built.pinned()["num_inv_freq"]),
+    }
+    return Said(float(own.get("base", 10000.0)), form, 1.0, arguments["reach"] or arguments["length"])
 
 
 def linear(numbers: dict[str, Any], theta: float, part: float, length: int, reach: int, width: int) -> Said:
@@ -156,6 +197,16 @@ def divided(arguments: Mapping[str, Any], method: str, theta: float, part: float
 
 def waves(arguments: Mapping[str, Any], extent: int) -> tuple[torch.Tensor, float]:
     """Frequencies, float64 [waves], and the attention factor of a request."""
+    at = torch.zeros(1, 1)
+    rotation = encoding(arguments).double()(at, at, extent).rotation
+    if rotation is None:
+        name = arguments["position"]["init_args"]["extension"]["class_path"]
+        raise ZooError(f"{name} moves positions in every layer's attention, which no form of theirs has.")
+    return rotation.frequencies[0].double(), float(rotation.factor)
+
+
+def encoding(arguments: Mapping[str, Any]) -> Any:
+    """The encoding of a network, by itself."""
     heads, dim = arguments["heads"], arguments["dim"]
     geometry = Geometry(
         dim=dim,
@@ -165,13 +216,7 @@ def waves(arguments: Mapping[str, Any], extent: int) -> tuple[torch.Tensor, floa
         length=(arguments["length"],),
         layers=arguments["layers"],
     )
-    encoding = callable_of(arguments["position"], "zoo.positions")(geometry).double()
-    at = torch.zeros(1, 1)
-    rotation = encoding(at, at, extent).rotation
-    if rotation is None:
-        name = arguments["position"]["init_args"]["extension"]["class_path"]
-        raise ZooError(f"{name} moves positions in every layer's attention, which no form of theirs has.")
-    return rotation.frequencies[0].double(), float(rotation.factor)
+    return callable_of(arguments["position"], "zoo.positions")(geometry)
 
 
 def without(node: Mapping[str, Any]) -> dict[str, Any]:

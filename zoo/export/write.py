@@ -14,7 +14,9 @@ from zoo.checkpoints import folder, tensors
 from zoo.checkpoints.stored import Listing
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import listing
-from zoo.export.config import Exported, export
+from zoo.export import engines, remote
+from zoo.export.config import Exported, export, language
+from zoo.export.rope import Unheard
 from zoo.export.tokenizer import portable
 from zoo.extend.write import clone
 from zoo.hub import files
@@ -32,11 +34,23 @@ def origin(path: Path) -> Path | None:
     return path / folder.HUB if form is folder and (path / folder.HUB).is_dir() else None
 
 
-def plan(found: Listing) -> Exported:
-    """How a checkpoint is said; raises ZooError where it cannot be."""
+def plan(found: Listing, *, code: bool = False) -> Exported:
+    """How a checkpoint is said; raises ZooError where it cannot be.
+
+    Args:
+        found: The checkpoint.
+        code: Bring zoo's own code, even where a family of theirs is the same network.
+    """
     source = origin(found.path)
     keys = json.loads((source / CONFIG).read_text(encoding="utf-8")) if source is not None else None
-    return export(found.about, keys)
+    reason = "It was asked to bring zoo's own code."
+    if not code:
+        try:
+            return export(found.about, keys)
+        except Unheard as error:
+            reason = str(error)
+    language(found.about)
+    return Exported(remote.keys(found.about), None, (reason,), code=True)
 
 
 def write(found: Listing, said: Exported, beside: Path) -> str:
@@ -49,7 +63,10 @@ def write(found: Listing, said: Exported, beside: Path) -> str:
     """
     beside.mkdir(parents=True)
     how, source = "conversion", origin(found.path)
-    if source is not None and same(found, source):
+    if said.layout is None:
+        about = {name: value for name, value in found.about.items() if name != "tokenizer"}
+        folder.write(beside, about, found.weights, "")
+    elif source is not None and same(found, source):
         ways = {clone(path, beside / path.name) for path in weights(source)}
         how = listing(sorted(ways))
     else:
@@ -74,6 +91,9 @@ def write(found: Listing, said: Exported, beside: Path) -> str:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # some families have numbers of their own otherwise
         keys.setdefault(name, None)
     (beside / CONFIG).write_text(dumped(keys), encoding="utf-8")
+    if said.code:
+        for name, content in remote.FILES.items():
+            (beside / name).write_text(content, encoding="utf-8")
     return how
 
 
@@ -93,8 +113,10 @@ def dumped(keys: Mapping[str, Any]) -> str:
     return json.dumps(keys, indent=2, ensure_ascii=False) + "\n"
 
 
-def card(found: Listing, said: Exported, command: str, how: str, gate: list[str], name: str) -> str:
-    """The README: what it is, what was compared, how it is served."""
+def card(
+    found: Listing, said: Exported, command: str, how: str, gate: list[str], name: str, only: str | None = None
+) -> str:
+    """The README: what it is, what was compared, how it is used."""
     arguments = found.about["network"]["init_args"]
     length, reach = arguments["length"], arguments.get("reach") or arguments["length"]
     node = arguments.get("position") or {"class_path": "RoPE"}
@@ -109,13 +131,5 @@ def card(found: Listing, said: Exported, command: str, how: str, gate: list[str]
     ]
     if said.notes:
         lines.append("To know:\n\n" + "\n".join(f"- {note}" for note in said.notes))
-    lines.append("## Serve\n\n" + "\n".join(f"```bash\n{words}\n```" for words in served(name, reach).values()))
+    lines.append("## Use\n\n" + "\n\n".join(engines.uses(said, name, reach, only)))
     return "\n\n".join(lines) + "\n"
-
-
-def served(name: str, reach: int) -> dict[str, str]:
-    """A command line for each engine; the length is said, since engines derive different ones from one config."""
-    return {
-        "vllm": f"vllm serve {name} --max-model-len {reach}",
-        "sglang": f"python -m sglang.launch_server --model-path {name} --context-length {reach}",
-    }

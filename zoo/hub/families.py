@@ -6,7 +6,7 @@ a norm, some biases, windows, and layers without positions. Dropout is left at 0
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +177,10 @@ def gated(sizes: Sizes, arguments: dict[str, Any], *, before: str, between: str)
             widths = (q, kv) if arguments["qk_norm"] == "width" else (sizes.head_dim, sizes.head_dim)
             for which, scale in zip("qk", widths, strict=True):
                 layout.norm(f"{ours}attention.{which}_norm", f"{attention}{which}_norm", scale)
+    if arguments["position"]["class_path"] == "FoPE":
+        waves = arguments["position"]["init_args"]["num_inv_freq"]
+        for name in ("sin_coef", "cos_coef"):
+            layout.whole(f"trunk.positions.0.{name}", f"rotary_emb.{name}", sizes.kv_heads, waves, waves)
     return layout
 
 
@@ -281,20 +285,34 @@ FAMILIES: dict[str, tuple[str, Callable[[Config], Found]]] = {
 """By model_type: the class that transformers has for it, and ours. SmolLM2 is a llama, pythia a gpt_neox."""
 
 
+OWN = "zoo"
+"""The model_type of folders that transformers reads by code of ours; the family is told by the architecture."""
+
+
+def kind(keys: Mapping[str, Any]) -> str:
+    """The family of a config, by model_type; whatever else it says where it is of none."""
+    if keys.get("model_type") == OWN:
+        named = keys.get("architectures") or [""]
+        return next((kind for kind, (architecture, _) in FAMILIES.items() if architecture in named), OWN)
+    return str(keys.get("model_type"))
+
+
 def network(config: Config) -> Found:
     """The network of a config; a sentence where it is of no known family, or says what is not known."""
-    kind = config.keys.get("model_type")
-    if kind not in FAMILIES:
-        close = near(str(kind), list(FAMILIES))
+    if (family := kind(config.keys)) != config.keys.get("model_type"):
+        keys = {**config.keys, "model_type": family, "auto_map": None}  # of ours, and not run here
+        config = Config(config.path, {name: value for name, value in keys.items() if value is not None})
+    if family not in FAMILIES:
+        close = near(family, list(FAMILIES))
         hint = f" Did you mean {listing(close)}?" if close else ""
         raise ZooError(
-            f"{config.path} is of the type {kind}, and zoo reads {listing(list(FAMILIES))}.{hint} "
+            f"{config.path} is of the type {family}, and zoo reads {listing(list(FAMILIES))}.{hint} "
             "(SmolLM2 is a llama, pythia a gpt_neox.)"
         )
-    architecture, build = FAMILIES[kind]
+    architecture, build = FAMILIES[family]
     named = config.keys.get("architectures") or [architecture]
     if architecture not in named:
-        raise config.strange("architectures", f"zoo reads {architecture} of the type {kind}")
+        raise config.strange("architectures", f"zoo reads {architecture} of the type {family}")
     found = build(config)
     config.done()
     return found

@@ -6,13 +6,18 @@ Version 4 has `rope_theta` and `rope_scaling`, version 5 one dictionary `rope_pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from zoo.errors import ZooError, listing
 from zoo.hub.config import Config
 
+SERIES = frozenset(("fope_init_factor", "fope_sep_head", "num_inv_freq", "fope_num_inv_freq"))
+"""Keys of FoPE: one that is not null says that it is one."""
 THETA = {"smollm3": 2e6}
 """The base where none is given, if it is not 10 000."""
 ORIGINAL = "original_max_position_embeddings"
@@ -66,6 +71,13 @@ class Form:
             raise ZooError(f"{self.config.path}: {self.key} should have a list of {count} numbers under {name}.")
         return [float(each) for each in value]
 
+    def done(self, kind: str) -> None:
+        """Refuse what nobody took."""
+        strange = sorted(set(self.said) - self.taken - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+        if strange:
+            what = f"{self.key} has {listing(strange)}, which zoo does not know in a {kind} rope"
+            raise ZooError(f"{self.config.path}: {what}.")
+
     def maybe(self, **names: str) -> dict[str, float]:
         """Our arguments, for those of their numbers that are there."""
         return {ours: self.number(theirs) for ours, theirs in names.items() if self.said.get(theirs) is not None}
@@ -87,6 +99,9 @@ def read(config: Config, head_dim: int, *, length: str = "max_position_embedding
     base = agreed(form, "rope_theta", ("rope_theta", "rotary_emb_base"), THETA.get(config.keys["model_type"], 1e4))
     part = agreed(form, "partial_rotary_factor", ("partial_rotary_factor", "rotary_pct"), fraction)
     kind = str(form.said.get("rope_type") or form.said.get("type") or "default")
+    form.taken |= {name for name in SERIES if form.said.get(name) is None}
+    if SERIES & form.said.keys() - form.taken:
+        return series(form, kind, limit, base, head_dim, part)
     if kind not in KINDS:
         raise ZooError(f"{config.path}: {form.key} is of the type {kind}, and zoo knows {listing(sorted(KINDS))}.")
     original = int(form.number(ORIGINAL, config.take(ORIGINAL, int, limit)))
@@ -94,11 +109,37 @@ def read(config: Config, head_dim: int, *, length: str = "max_position_embedding
     name, extension, trained, reach = KINDS[kind](form, limit, original, int(head_dim * part) // 2)
     if extension is not None:
         arguments["extension"] = {"class_path": name, "init_args": extension}
-    strange = sorted(set(form.said) - form.taken - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
-    if strange:
-        raise ZooError(f"{config.path}: {form.key} has {listing(strange)}, which zoo does not know in a {kind} rope.")
+    form.done(kind)
     position = {"class_path": "pRoPE" if kind == "proportional" else "RoPE", "init_args": arguments}
     return Rotary(position, trained, max(trained, reach))
+
+
+def series(form: Form, kind: str, limit: int, base: float, head_dim: int, part: float) -> Rotary:
+    """FoPE in the dialect that engines serve (Intern-S1-Pro, arXiv:2603.25040): a matrix for each key head.
+
+    Where the number of waves is not said it follows from the limit, as in all readers, so that a config whose limit
+    was raised no longer fits its weights.
+    """
+    config = form.config
+    if kind not in ("default", "fope") or part != 1:
+        raise ZooError(f"{config.path}: zoo reads FoPE with all of a head rotated and no {kind} rope besides.")
+    form.taken |= SERIES
+    form.done("FoPE")
+    if form.said.get("fope_sep_head") is not True:
+        raise ZooError(f"{config.path}: zoo reads FoPE with a matrix for each key head (fope_sep_head: true) only.")
+    widths = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    counted = int((1.0 / base**widths > 2 * math.pi / limit).sum())
+    said = {form.number(name) for name in ("num_inv_freq", "fope_num_inv_freq") if form.said.get(name) is not None}
+    count = said.pop() if said else counted
+    if said or count != int(count) or not 1 <= count <= head_dim // 2:
+        raise ZooError(
+            f"{config.path}: FoPE keeps 1 to {head_dim // 2} waves of a head, the same under num_inv_freq and "
+            f"fope_num_inv_freq, and it says {form.said.get('num_inv_freq')} and {form.said.get('fope_num_inv_freq')}."
+        )
+    arguments = {"base": base, "dialect": "production", "floor": limit, "num_inv_freq": int(count)}
+    if form.said.get("fope_init_factor") is not None:
+        arguments["gain"] = form.number("fope_init_factor")
+    return Rotary({"class_path": "FoPE", "init_args": arguments}, limit, limit)
 
 
 def agreed(form: Form, name: str, elsewhere: tuple[str, ...], default: float) -> float:
