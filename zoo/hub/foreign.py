@@ -44,7 +44,7 @@ class Foreign(Tokenizer):
         self.vocabulary = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         names = [name for name in (end, END, "</s>") if isinstance(name, str)]
         numbers = [end] if isinstance(end, int) else [self.library.token_to_id(name) for name in names]
-        known = [number for number in numbers if number is not None and number < self.vocabulary]
+        known = [number for number in numbers if number is not None and 0 <= number < self.vocabulary]
         if not known:
             raise ZooError(f"Nothing in the tokenizer {name} is known to end a document: its eos_token is not told.")
         self.end = known[0]

@@ -111,7 +111,11 @@ class File:
             except (UnicodeDecodeError, struct.error) as error:
                 raise head.damaged(str(error)) from None
         align = said.get("general.alignment", ALIGNMENT)
+        if not isinstance(align, int) or align < 1:
+            raise head.damaged(f"it says general.alignment {align!r}")
         start = -(-head.at // align) * align
+        if len({name for name, *_ in places}) < len(places):
+            raise head.damaged("two of its tensors have one name")
         return cls(path, said, {place[0]: head.block(*place, start) for place in places})
 
     def take(self, name: str) -> list[float]:
@@ -165,7 +169,7 @@ class Head:
     def place(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape, type and place of the next tensor."""
         name, axes = self.text(), self.number("I")
-        if axes > 4:
+        if not 1 <= axes <= 4:
             raise self.damaged(f"the tensor {name} has {axes} axes")
         shape = tuple(self.number("Q") for _ in range(axes))
         return name, shape[::-1], self.number("I"), self.number("Q")
@@ -176,7 +180,7 @@ class Head:
         if not elements:
             raise ZooError(f"{self.path} has {name} in a quantisation that is not known here ({called(kind)}).")
         whole = math.prod(shape) // elements * size
-        if not whole or shape[-1] % elements:
+        if not whole or shape[-1] % elements or (len(shape) == 1 and elements > 1):
             raise self.damaged(f"the tensor {name} is {list(shape)}, and its blocks hold {elements} numbers")
         if start + offset + whole > self.size:
             raise ZooError(

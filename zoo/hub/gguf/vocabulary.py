@@ -57,8 +57,8 @@ def read(file: File, vocabulary: int) -> Foreign | None:
     if kind not in ("gpt2", "llama"):
         raise ZooError(f"{file.path} has a tokenizer of the kind {kind}, and zoo reads gpt2 and llama.")
     tokens = said.get("tokens")
-    types = said.get("token_type") or [NORMAL] * len(tokens or ())
-    if not isinstance(tokens, list) or len(types) != len(tokens):
+    types = said.get("token_type") or [NORMAL] * len(tokens if isinstance(tokens, list) else ())
+    if not isinstance(tokens, list) or not isinstance(types, list) or len(types) != len(tokens):
         raise ZooError(f"{file.path} is damaged: its tokenizer has no tokens, or not a type for each.")
     if len(tokens) > vocabulary:
         raise ZooError(
@@ -66,7 +66,7 @@ def read(file: File, vocabulary: int) -> Foreign | None:
         )
     try:
         text = byte_level(file, said, tokens) if kind == "gpt2" else sentences(said, tokens)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ZooError(f"{file.path} is damaged: its tokenizer lacks {error}.") from None
     text["added_tokens"] = [
         added(number, token, special=sort == CONTROL)
