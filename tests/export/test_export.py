@@ -155,6 +155,45 @@ def test_an_extended_hub_folder_keeps_its_files(tmp_path, capsys):
     assert (found["length"], found["reach"]) == (64, 256)
 
 
+def test_what_a_tokenizer_of_another_library_says_is_kept(tmp_path, capsys):
+    path = folders.write(tmp_path / "a llama", {**folders.LLAMA, "architectures": None})
+    (path / "tokenizer.json").unlink()
+    (path / "tokenizer.model").write_bytes(b"pieces")
+    (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 9, "add_bos_token": True}))
+    status, said = zoo(capsys, "export", path, "--to", "hf", "--check", "waves")
+    assert status == 0, said
+    out = tmp_path / "a llama-hf"
+    assert (out / "tokenizer.model").read_bytes() == b"pieces"
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"model_max_length": 64, "add_bos_token": True}
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert "vllm serve 'a llama-hf' --max-model-len" in (out / "README.md").read_text()
+
+
+def test_what_overwriting_does_not_delete(tmp_path, capsys):
+    path = folders.write(tmp_path / "outer/llama", folders.LLAMA)
+    clone = folders.write(tmp_path / "clone", folders.LLAMA)
+    (clone / ".git").mkdir()
+    (tmp_path / "outer/config.json").write_text("{}")
+    for out, sentence in ((tmp_path / "outer", "holds the checkpoint"), (clone, "holds .git too")):
+        status, said = zoo(capsys, "export", path, "--to", "hf", "--out", out, "--overwrite")
+        assert (status, sentence in said) == (2, True), said
+    assert (path / "model.safetensors").is_file()
+    assert (clone / ".git").is_dir()
+
+
+def test_a_part_of_a_head_is_a_gpt_neox_s():
+    biases = {"qkv_bias": True, "out_bias": True, "feed_forward_bias": True}
+    own = {"norm": "LayerNorm", "feed_forward": "GELU", "parallel": True, "kv_heads": 4, **biases}
+    for arguments in (own, {}):
+        told = about(**arguments)
+        told["network"]["init_args"]["position"]["init_args"]["fraction"] = 0.5
+        if arguments:
+            assert export(told).keys["model_type"] == "gpt_neox"
+        else:
+            with pytest.raises(ZooError, match="No family of transformers' is this network"):
+                export(told)
+
+
 def test_a_table_that_grew(tmp_path, capsys):
     path = folders.write(tmp_path / "gpt2", folders.GPT2)
     assert zoo(capsys, "extend", path, "--to", "128")[0] == 0

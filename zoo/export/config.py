@@ -76,8 +76,11 @@ def export(about: Mapping[str, Any], keys: Mapping[str, Any] | None = None) -> E
             found |= spoken(said, kind)
         if table != (kind == "gpt2"):
             continue
+        if said is not None and said.partial and kind != "gpt_neox":
+            apart = apart or ["the part of a head that turns"]
+            continue
         named = {"model_type": kind, "architectures": [families.FAMILIES[kind][0]]}
-        config = Config(Path("config.json"), {**named, **found})
+        config = Config(Path("config.json"), {**named, **found, **named})
         read = families.network(config)
         wrong = differing(arguments, complete(read.arguments))
         if not wrong:
