@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from zoo import checkpoints
-from zoo.data.tokenizer import Tokenizer, train
+from zoo.data.tokenizer import Tokenizer, merges, train
 from zoo.errors import ZooError
 from zoo.export import rope
-from zoo.export.config import complete, export
+from zoo.export.config import export
 from zoo.export.tokenizer import TRIED, portable
+from zoo.hub.arguments import complete
 from zoo.hub.foreign import Foreign
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "hub"))
@@ -218,6 +219,18 @@ def test_wrong_words(tmp_path, capsys, monkeypatch, words):
     path = folders.write(tmp_path / "llama", folders.LLAMA)
     status, said = zoo(capsys, "export", path, *words)
     assert (status, "Traceback" in said) == (2, False), said
+
+
+def test_a_token_that_no_merge_makes_is_not_passed_over():
+    with pytest.raises(ZooError, match="b'abc' cannot be made"):
+        merges({b"a": 0, b"b": 1, b"c": 2, b"abc": 3})
+    assert merges({b"a": 0, b"b": 1, b"ab": 2, b"abab": 3}) == [(b"a", b"b"), (b"ab", b"ab")]
+
+
+def test_a_description_that_names_no_encoding_has_rope():
+    told = about()
+    del told["network"]["init_args"]["position"]
+    assert export(told).keys["rope_theta"] == 10000.0
 
 
 def test_tokenizers():
