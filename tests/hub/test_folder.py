@@ -127,6 +127,16 @@ def test_the_tokenizer_is_the_folder_s_own(tmp_path):
     assert (again.digest, again.encode(text)) == (tokenizer.digest, ids)
 
 
+def test_no_text_is_the_end_whatever_a_normalizer_makes_of_it():
+    said = json.loads(folders.tokenizer())
+    said["normalizer"] = {"type": "Lowercase"}
+    said["added_tokens"][0]["normalized"] = True
+    tokenizer = Foreign("mine", json.dumps(said), end="<|endoftext|>")
+    for text in ("a <|ENDOFTEXT|> b", "a <|endoftext|> b"):
+        assert tokenizer.end not in tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == "a <|endoftext|> b"
+
+
 NEOX = {
     "model_type": "gpt_neox",
     "vocab_size": 300,

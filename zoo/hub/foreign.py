@@ -53,9 +53,12 @@ class Foreign(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The numbers of a text; one in which the end is written out is taken as plain text throughout."""
-        self.library.encode_special_tokens = plain = self.told in text
-        found = self.library.encode(text, add_special_tokens=False).ids
-        return [number for number in found if number != self.end] if plain else found
+        for plain in (False, True):  # whether it is written out depends on the normalizer too, so the numbers say it
+            self.library.encode_special_tokens = plain
+            found = self.library.encode(text, add_special_tokens=False).ids
+            if self.end not in found:
+                break
+        return [number for number in found if number != self.end]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the numbers; one that is not of this vocabulary becomes U+FFFD."""
