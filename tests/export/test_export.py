@@ -1,5 +1,6 @@
 """Export: what a network is called there, that reading back gives it again, and what is refused."""
 
+import importlib
 import json
 import os
 import sys
@@ -245,6 +246,21 @@ def test_tokenizers():
     plain = Tokenizer("bytes")
     text, end = portable(plain)
     assert Foreign("x", text, end=end).encode("añ") == plain.encode("añ")
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed: pip install positionzoo[gguf]")
+def test_a_disk_that_is_full_leaves_nothing(tmp_path, capsys, monkeypatch):
+    importlib.import_module("zoo.hub.gguf.write")
+
+    def full(path, *_):
+        path.write_bytes(b"GG")
+        raise OSError("38400 requested and 2 written")  # as numpy says it, which has no number for it
+
+    monkeypatch.setattr(sys.modules["zoo.hub.gguf.write"], "pour", full)
+    status, said = zoo(capsys, "export", ROOT / "checkpoints/quickstart", "--to", "gguf", "--out", tmp_path / "a.gguf")
+    assert (status, "a.gguf was not written: 38400 requested and 2 written. What was" in said) == (2, True), said
+    assert "/.a.gguf" not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed: pip install positionzoo[gguf]")

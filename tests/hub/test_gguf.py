@@ -343,21 +343,29 @@ def test_damaged_files(tmp_path):
             checkpoints.listed(bad)
 
 
-def raw(path, *said):
-    """A file of keys with values, as bytes, and two tensors of one name."""
-    text = lambda word: struct.pack("<Q", len(word)) + word.encode()  # noqa: E731
-    keys = b"".join(text(key) + value for key, value in said)
-    one = text("a") + struct.pack("<IQIQ", 1, 4, 0, 0)
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2, len(said)) + keys + one * 2 + bytes(99))
+def raw(path, keys, tensors):
+    """A file of keys that are integers, and of tensors of four numbers each."""
+
+    def text(word):
+        return struct.pack("<Q", len(word)) + word.encode()
+
+    head = b"".join(text(key) + struct.pack("<II", 4, value) for key, value in keys)
+    head += b"".join(text(name) + struct.pack("<IQIQ", 1, 4, 0, 0) for name in tensors)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + head + bytes(99))
     return path
 
 
-def test_heads_that_make_no_sense(tmp_path):
-    number = lambda value: struct.pack("<II", 4, value)  # noqa: E731
-    with pytest.raises(ZooError, match=r"says general\.alignment 0"):
-        checkpoints.listed(raw(tmp_path / "a.gguf", ("general.alignment", number(0))))
-    with pytest.raises(ZooError, match="two of its tensors have one name"):
-        checkpoints.listed(raw(tmp_path / "b.gguf", ("general.alignment", number(32))))
+@pytest.mark.parametrize(
+    ("keys", "tensors", "message"),
+    [
+        ([("general.alignment", 0)], ["a"], r"says general\.alignment 0"),
+        ([], ["a", "a"], "two of its keys or tensors have one name"),
+        ([("x", 1), ("x", 2)], ["a"], "two of its keys or tensors have one name"),
+    ],
+)
+def test_heads_that_make_no_sense(tmp_path, keys, tensors, message):
+    with pytest.raises(ZooError, match=message):
+        checkpoints.listed(raw(tmp_path / "a.gguf", keys, tensors))
 
 
 @pytest.mark.parametrize(

@@ -106,16 +106,17 @@ class File:
                 raise ZooError(f"{path} is a GGUF file of version {version}, and zoo reads 2 and 3 (little-endian).")
             tensors, keys = head.number("Q"), head.number("Q")
             try:
-                said = {head.text(): head.value(head.number("I")) for _ in range(keys)}
+                pairs = [(head.text(), head.value(head.number("I"))) for _ in range(keys)]
                 places = [head.place() for _ in range(tensors)]
             except (UnicodeDecodeError, struct.error) as error:
                 raise head.damaged(str(error)) from None
+        said = dict(pairs)
+        if len(said) < len(pairs) or len({name for name, *_ in places}) < len(places):
+            raise head.damaged("two of its keys or tensors have one name")
         align = said.get("general.alignment", ALIGNMENT)
         if not isinstance(align, int) or align < 1:
             raise head.damaged(f"it says general.alignment {align!r}")
         start = -(-head.at // align) * align
-        if len({name for name, *_ in places}) < len(places):
-            raise head.damaged("two of its tensors have one name")
         return cls(path, said, {place[0]: head.block(*place, start) for place in places})
 
     def take(self, name: str) -> list[float]:

@@ -60,7 +60,8 @@ def write(
 ) -> None:
     """Write the network of a checkpoint, whole or not at all.
 
-    Raises ZooError for a network, an encoding or a tokenizer that such a file cannot describe.
+    Raises ZooError for a network, an encoding or a tokenizer that such a file cannot describe, OSError where the disk
+    does not take it.
 
     Args:
         path: The file.
@@ -84,8 +85,6 @@ def write(
         tensors = {**told.layout.theirs(held), **extra}
         pour(beside, keys, tensors, dtype, network.rotated(kind, asked) if half else {})
         os.replace(beside, path)
-    except OSError as error:
-        raise ZooError(f"{path} was not written: {error.strerror or error}.") from None
     finally:
         with suppress(OSError):
             beside.unlink()
