@@ -117,7 +117,7 @@ class Trunk(nn.Module):
             ]
         self.positions = nn.ModuleList([first, *rest])
         if hidden is None:
-            hidden = -(-8 * dim // 192) * 64 if feed_forward == "SwiGLU" else 4 * dim
+            hidden = widened(dim, feed_forward)
         self.blocks = nn.ModuleList(
             Block(
                 Attention(
@@ -344,6 +344,11 @@ def local(
         raise ZooError(f"There is no layer {wrong[0]} of {layers}: nope_layers and window_layers count from 0.")
     nope = frozenset(range(every - 1, layers, every) if every else bare or [])
     return nope, frozenset(windowed) if windowed is not None else frozenset(range(layers)) - nope
+
+
+def widened(dim: int, feed_forward: str) -> int:
+    """The width of a feed-forward layer where none is given: three matrices of 8/3 have the weights of two of 4."""
+    return -(-8 * dim // 192) * 64 if feed_forward == "SwiGLU" else 4 * dim
 
 
 def shape(

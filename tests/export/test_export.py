@@ -1,5 +1,6 @@
 """Export: what a network is called there, that reading back gives it again, and what is refused."""
 
+import importlib
 import json
 import os
 import sys
@@ -13,12 +14,13 @@ from zoo import checkpoints
 from zoo.checkpoints import folder
 from zoo.checkpoints.description import build, owners
 from zoo.checkpoints.tensors import header
-from zoo.data.tokenizer import Tokenizer, load, train
+from zoo.data.tokenizer import Tokenizer, load, merges, train
 from zoo.errors import ZooError
 from zoo.export import rope
-from zoo.export.config import complete, export
+from zoo.export.config import export
 from zoo.export.engines import derived
 from zoo.export.tokenizer import TRIED, portable
+from zoo.hub.arguments import complete
 from zoo.hub.foreign import Foreign
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "hub"))
@@ -280,6 +282,45 @@ def test_an_extended_hub_folder_keeps_its_files(tmp_path, capsys):
     assert (found["length"], found["reach"]) == (64, 256)
 
 
+def test_what_a_tokenizer_of_another_library_says_is_kept(tmp_path, capsys):
+    path = folders.write(tmp_path / "a llama", {**folders.LLAMA, "architectures": None})
+    (path / "tokenizer.json").unlink()
+    (path / "tokenizer.model").write_bytes(b"pieces")
+    (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 9, "add_bos_token": True}))
+    status, said = zoo(capsys, "export", path, "--to", "hf", "--check", "waves")
+    assert status == 0, said
+    out = tmp_path / "a llama-hf"
+    assert (out / "tokenizer.model").read_bytes() == b"pieces"
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"model_max_length": 64, "add_bos_token": True}
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert "vllm serve 'a llama-hf' --max-model-len" in (out / "README.md").read_text()
+
+
+def test_what_overwriting_does_not_delete(tmp_path, capsys):
+    path = folders.write(tmp_path / "outer/llama", folders.LLAMA)
+    clone = folders.write(tmp_path / "clone", folders.LLAMA)
+    (clone / ".git").mkdir()
+    (tmp_path / "outer/config.json").write_text("{}")
+    for out, sentence in ((tmp_path / "outer", "holds the checkpoint"), (clone, "holds .git too")):
+        status, said = zoo(capsys, "export", path, "--to", "hf", "--out", out, "--overwrite")
+        assert (status, sentence in said) == (2, True), said
+    assert (path / "model.safetensors").is_file()
+    assert (clone / ".git").is_dir()
+
+
+def test_a_part_of_a_head_is_a_gpt_neox_s():
+    biases = {"qkv_bias": True, "out_bias": True, "feed_forward_bias": True}
+    own = {"norm": "LayerNorm", "feed_forward": "GELU", "parallel": True, "kv_heads": 4, **biases}
+    for arguments in (own, {}):
+        told = about(**arguments)
+        told["network"]["init_args"]["position"]["init_args"]["fraction"] = 0.5
+        if arguments:
+            assert export(told).keys["model_type"] == "gpt_neox"
+        else:
+            with pytest.raises(ZooError, match="No family of transformers' is this network"):
+                export(told)
+
+
 def test_a_table_that_grew(tmp_path, capsys):
     path = folders.write(tmp_path / "gpt2", folders.GPT2)
     assert zoo(capsys, "extend", path, "--to", "128")[0] == 0
@@ -306,6 +347,18 @@ def test_wrong_words(tmp_path, capsys, monkeypatch, words):
     assert (status, "Traceback" in said) == (2, False), said
 
 
+def test_a_token_that_no_merge_makes_is_not_passed_over():
+    with pytest.raises(ZooError, match="b'abc' cannot be made"):
+        merges({b"a": 0, b"b": 1, b"c": 2, b"abc": 3})
+    assert merges({b"a": 0, b"b": 1, b"ab": 2, b"abab": 3}) == [(b"a", b"b"), (b"ab", b"ab")]
+
+
+def test_a_description_that_names_no_encoding_has_rope():
+    told = about()
+    del told["network"]["init_args"]["position"]
+    assert export(told).keys["rope_theta"] == 10000.0
+
+
 def test_tokenizers():
     corpus = ["the cat sat on the mat, the dog on the log; 12345 don't\n\n  x" * 20, TRIED]
     own = train(corpus, 400)
@@ -318,6 +371,21 @@ def test_tokenizers():
     plain = Tokenizer("bytes")
     text, end = portable(plain)
     assert Foreign("x", text, end=end).encode("añ") == plain.encode("añ")
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed: pip install positionzoo[gguf]")
+def test_a_disk_that_is_full_leaves_nothing(tmp_path, capsys, monkeypatch):
+    importlib.import_module("zoo.hub.gguf.write")
+
+    def full(path, *_):
+        path.write_bytes(b"GG")
+        raise OSError("38400 requested and 2 written")  # as numpy says it, which has no number for it
+
+    monkeypatch.setattr(sys.modules["zoo.hub.gguf.write"], "pour", full)
+    status, said = zoo(capsys, "export", ROOT / "checkpoints/quickstart", "--to", "gguf", "--out", tmp_path / "a.gguf")
+    assert (status, "a.gguf was not written: 38400 requested and 2 written. What was" in said) == (2, True), said
+    assert "/.a.gguf" not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed: pip install positionzoo[gguf]")

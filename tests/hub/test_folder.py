@@ -1,6 +1,7 @@
 """Hugging Face's folders: what is read and how lazily; what is refused, and in which words."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -126,6 +127,16 @@ def test_the_tokenizer_is_the_folder_s_own(tmp_path):
     assert (again.digest, again.encode(text)) == (tokenizer.digest, ids)
 
 
+def test_no_text_is_the_end_whatever_a_normalizer_makes_of_it():
+    said = json.loads(folders.tokenizer())
+    said["normalizer"] = {"type": "Lowercase"}
+    said["added_tokens"][0]["normalized"] = True
+    tokenizer = Foreign("mine", json.dumps(said), end="<|endoftext|>")
+    for text in ("a <|ENDOFTEXT|> b", "a <|endoftext|> b"):
+        assert tokenizer.end not in tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == "a <|endoftext|> b"
+
+
 NEOX = {
     "model_type": "gpt_neox",
     "vocab_size": 300,
@@ -141,6 +152,13 @@ NEOX = {
     "use_parallel_residual": True,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.0, 2.0, 3.0, 4.0],
+    "original_max_position_embeddings": 16,
+}
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 9}
 WRONG = {
     "an unknown family": ({"model_type": "mamba"}, "of the type mamba, and zoo reads llama"),
     "a near name": ({"model_type": "gpt_nox"}, "Did you mean gpt_neox"),
@@ -180,6 +198,41 @@ WRONG = {
     "another width": ({"intermediate_size": 64}, "layers.0.mlp.gate_proj.weight is [48, 32] and should be [64, 32]"),
     "tied, with a head of its own": ({"tie_word_embeddings": True}, "there is no place for lm_head.weight"),
     "fewer tokens": ({"vocab_size": 200}, "is [300, 32] and should be [200, 32]"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads: 0; there should be 1 at least"),
+    "no number": ({"rms_norm_eps": float("nan")}, "rms_norm_eps: NaN; that is no number to compute with"),
+    "a list for a type": ({"model_type": ["llama"]}, "should be of type str"),
+    "a word for a list": ({"architectures": 1}, "should be of type list"),
+    "a rope of no number": (
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": float("inf")}},
+        "says inf for original_max_position_embeddings, which should be a number",
+    ),
+    "a rope of no length": (
+        {"rope_scaling": {**LONG, "original_max_position_embeddings": 0}},
+        "original_max_position_embeddings 0, which is no length",
+    ),
+    "a rope of no waves": ({"rope_scaling": {**LONG, "long_factor": [1, 2, None, 4]}}, "a list of 4 numbers"),
+    "two original lengths": (
+        {"rope_scaling": YARN, "original_max_position_embeddings": 32},
+        "original_max_position_embeddings of rope_scaling is 16, original_max_position_embeddings is 32",
+    ),
+    "two bases in two ropes": (
+        {"rope_scaling": {**YARN, "rope_theta": 5e5}, "rope_parameters": {**YARN, "rope_theta": 1e4}},
+        "of rope_theta, rope_scaling (transformers 4) says 500000.0",
+    ),
+    "half a head": ({"partial_rotary_factor": 0.5}, "in a llama transformers turns whole heads"),
+    "a window that transformers passes over": (
+        {"sliding_window": 9, "use_sliding_window": True},
+        "transformers passes over the window of a llama",
+    ),
+    "layers with a window that there is not": (
+        {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]},
+        "by sliding_window and use_sliding_window there is no window",
+    ),
+    "a window that transformers has": (
+        {**MISTRAL, "use_sliding_window": False},
+        "transformers has the window of a mistral all the same",
+    ),
+    "biases that transformers has not": ({**MISTRAL, "attention_bias": True}, "attention_bias: true; only False"),
 }
 
 
@@ -195,6 +248,39 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path, capsys, case):
 def test_a_key_that_says_nothing_is_none(tmp_path):
     folders.write(tmp_path, {**folders.LLAMA, "attention_multiplier": None, "rope_scaling": None, "_private": 3})
     checkpoints.read(tmp_path)
+
+
+PUBLISHED = {
+    "Qwen2.5 and the distilled DeepSeek-R1": {"use_mrope": False},
+    "Llama 2 of 13B": {"pretraining_tp": 2},
+    "LLaMA of 2023": {"max_sequence_length": 2048},
+    "GPT-NeoX-20B": {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0},
+    "GPT-2 medium and XL": {"n_special": 0, "predict_special_tokens": True, "output_past": True},
+    "unsloth": {"unsloth_version": "2026.4.7", "unsloth_fixed": True},
+    "a Mistral": {**MISTRAL, "attention_bias": False, "mlp_bias": False},
+}
+
+
+@pytest.mark.parametrize("whose", PUBLISHED)
+def test_keys_of_published_models_that_change_no_number(tmp_path, whose):
+    checkpoints.listed(folders.write(tmp_path, {**folders.LLAMA, **PUBLISHED[whose]}))
+
+
+def test_a_window_has_the_width_of_transformers_where_none_is_said(tmp_path):
+    windows = {"use_sliding_window": True, "max_window_layers": 1}
+    qwen2 = {**folders.LLAMA, "architectures": None, "model_type": "qwen2", **windows}
+    found = checkpoints.listed(folders.write(tmp_path, qwen2)).about["network"]["init_args"]
+    assert (found["window"], found["window_layers"]) == (4096, [1])
+
+
+def test_an_attention_factor_that_is_said_counts_before_two_scales(tmp_path):
+    scales = {"mscale": 0.7, "mscale_all_dim": 0.3}
+    for more, factor in (({}, "mscale"), ({"attention_factor": 0.9}, "attention")):
+        path = folders.write(tmp_path / factor, {**folders.LLAMA, "rope_scaling": {**YARN, **scales, **more}})
+        network = checkpoints.read(path).network()
+        at = torch.zeros(1, 1)
+        said = 0.9 if more else (0.07 * math.log(4) + 1) / (0.03 * math.log(4) + 1)
+        assert network.trunk.position(at, at, 64).rotation.factor == pytest.approx(said)
 
 
 def test_both_generations_may_say_the_same(tmp_path):
@@ -219,6 +305,14 @@ def damage(path, how):
         torch.save({"a": print}, path / "pytorch_model.bin")
     elif how == "tokenizer":
         (path / "tokenizer.json").write_text("{}")
+    elif how == "a tokenizer of no text":
+        (path / "tokenizer.json").write_bytes(b"\xff\xfe")
+    elif how == "settings":
+        (path / "tokenizer_config.json").write_text("[]")
+    elif how == "two names":
+        save_file({**load_file(weights), "model.norm.weight": torch.zeros(32)}, weights)
+    elif how == "a type of numbers":
+        save_file({**load_file(weights), "norm.weight": torch.zeros(32).to(torch.float8_e4m3fn)}, weights)
     elif how == "another tokenizer":
         (path / "tokenizer.json").write_text(folders.tokenizer(extra=50))
     else:
@@ -243,6 +337,10 @@ def damage(path, how):
         "no json": "config.json is damaged",
         "pickled code": "needs code beyond plain tensors",
         "tokenizer": "tokenizer llama is damaged",
+        "a tokenizer of no text": "tokenizer llama is damaged: UnicodeDecodeError",
+        "settings": "tokenizer_config.json is damaged: it holds no keys and values",
+        "two names": "model.norm.weight with and without model.",
+        "a type of numbers": "has norm.weight of the type F8_E4M3, and zoo reads F64",
         "another tokenizer": "does not belong to the model: it has 307 tokens, and the model 300",
         "a shard is missing": "names model-00002-of-00002.safetensors, and it is not there",
         "the index promises": "should hold layers.9.x, and it is not there",

@@ -297,7 +297,7 @@ BAD = {
     "experts": ({"expert_count": 8}, "expert_count"),
     "a missing key": ({"block_count": None}, "does not say llama.block_count"),
     "a width": ({"attention.value_length": 8}, "different widths"),
-    "part of a head": ({"rope.dimension_count": 8}, "a part of each head"),
+    "part of a head": ({"rope.dimension_count": 8}, "turns whole heads"),
     "a missing tensor": ({"drop": "blk.1.ffn_up.weight"}, "there is no blk.1.ffn_up.weight"),
     "no embedding": ({"drop": "token_embd.weight"}, "there is no token_embd.weight"),
     "a shape": ({"feed_forward_length": 90}, r"blk.0.ffn_gate.weight is \[96, 64\] and should be \[90, 64\]"),
@@ -327,11 +327,65 @@ def test_damaged_files(tmp_path):
         bad.write_bytes(content)
         with pytest.raises(ZooError, match=message):
             checkpoints.listed(bad)
-    at = whole.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8
+    name = whole.index(b"output_norm.weight")
+    at = name + len("output_norm.weight") + 4 + 8
+    for start, new, message in (
+        (name, b"output.norm_weight", "there is no output_norm.weight"),
+        (at - 12, struct.pack("<I", 0), "output_norm.weight has 0 axes"),
+        (at, struct.pack("<I", 8), r"output_norm.weight is \[32\], and its blocks hold 32 numbers"),
+    ):
+        bad.write_bytes(whole[:start] + new + whole[start + len(new) :])
+        with pytest.raises(ZooError, match=message):
+            checkpoints.listed(bad)
     for kind, called in ((99, "number 99"), (15, "Q8_K")):
         bad.write_bytes(whole[:at] + struct.pack("<I", kind) + whole[at + 4 :])
         with pytest.raises(ZooError, match=rf"output_norm.weight in a quantisation that is not known here \({called}"):
             checkpoints.listed(bad)
+
+
+def raw(path, keys, tensors):
+    """A file of keys that are integers, and of tensors of four numbers each."""
+
+    def text(word):
+        return struct.pack("<Q", len(word)) + word.encode()
+
+    head = b"".join(text(key) + struct.pack("<II", 4, value) for key, value in keys)
+    head += b"".join(text(name) + struct.pack("<IQIQ", 1, 4, 0, 0) for name in tensors)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + head + bytes(99))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "message"),
+    [
+        ([("general.alignment", 0)], ["a"], r"says general\.alignment 0"),
+        ([], ["a", "a"], "two of its keys or tensors have one name"),
+        ([("x", 1), ("x", 2)], ["a"], "two of its keys or tensors have one name"),
+    ],
+)
+def test_heads_that_make_no_sense(tmp_path, keys, tensors, message):
+    with pytest.raises(ZooError, match=message):
+        checkpoints.listed(raw(tmp_path / "a.gguf", keys, tensors))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"token_type": 5},
+        {"merges": [1]},
+        {"model": "llama", "scores": [0.0]},
+        {"model": "llama", "scores": [0.0] * 3, "unknown_token_id": 9},
+        {"eos_token_id": -1},
+    ],
+    ids=str,
+)
+def test_tokenizers_that_make_no_sense(tmp_path, said):
+    from zoo.hub.gguf.file import File
+
+    keys = {"model": "gpt2", "tokens": ["a", "b", "ab"], "eos_token_id": 0, **said}
+    file = File(tmp_path / "x.gguf", {f"tokenizer.ggml.{key}": value for key, value in keys.items()}, {})
+    with pytest.raises(ZooError):
+        vocabulary.read(file, 3)
 
 
 def test_without_the_package(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from zoo.checkpoints.stored import Run, Stored
-from zoo.errors import ZooError
+from zoo.errors import ZooError, listing
 
 KINDS = {
     "F64": torch.float64,
@@ -42,6 +42,8 @@ def header(path: Path) -> dict[str, Stored]:
             nodes = {name: node for name, node in json.loads(file.read(size)).items() if name != "__metadata__"}
         found, ends = {}, [0]
         for name, node in nodes.items():
+            if node["dtype"] not in KINDS:
+                raise ZooError(f"{path} has {name} of the type {node['dtype']}, and zoo reads {listing(KINDS)}.")
             kind, (start, stop) = KINDS[node["dtype"]], node["data_offsets"]
             if stop - start != math.prod(node["shape"]) * kind.itemsize or start < 0:
                 raise ValueError(f"{name} is not as long as its shape says")

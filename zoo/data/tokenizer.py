@@ -20,6 +20,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,32 @@ def letters() -> dict[str, int]:
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def spelled(ranks: Iterable[bytes]) -> dict[bytes, str]:
+    """Tokens in those characters."""
+    names = {byte: letter for letter, byte in letters().items()}
+    return {token: "".join(names[byte] for byte in token) for token in ranks}
+
+
+def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The two tokens that make each of more than one byte, in the order of the ranks.
+
+    They are what merging by rank, as encoding does, leaves of its bytes when all merges of lower rank have been made.
+    Raises ZooError for a token that no merge of others makes.
+    """
+    found = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+            if (least := min(pairs)) >= rank:
+                raise ZooError(f"The token {token!r} cannot be made by merging smaller ones.")
+            at = pairs.index(least)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            found.append((parts[0], parts[1]))
+    return found
 
 
 def _write(ranks: dict[bytes, int]) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from zoo.arguments import Arguments
-from zoo.errors import ZooError
+from zoo.errors import ZooError, listing
 
 if TYPE_CHECKING:
     from zoo.decoder import Decoder
@@ -136,8 +136,10 @@ def file(options: argparse.Namespace, path: Path, out: Path, command: str) -> li
 
 def free(out: Path, source: Path, to: str, overwrite: bool) -> None:
     """Raise ZooError where the result may not stand."""
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
-        raise ZooError(f"{out} is the checkpoint that is exported, or inside it.   Try:  --out another path")
+    here, there = out.resolve(), source.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        how = "holds" if here in there.parents else "is, or is inside,"
+        raise ZooError(f"{out} {how} the checkpoint that is exported.   Try:  --out another path")
     if to == "gguf" and out.suffix != ".gguf":
         raise ZooError(f"{out} is no name of a GGUF file.   Try:  --out {out.with_suffix('.gguf')}")
     if not out.exists():
@@ -146,3 +148,5 @@ def free(out: Path, source: Path, to: str, overwrite: bool) -> None:
         raise ZooError(f"{out} exists.   Try:  --overwrite, or --out another path")
     if out.is_dir() if to == "gguf" else not (out / "config.json").is_file():
         raise ZooError(f"{out} is no such checkpoint, and --overwrite replaces those only.   Try:  --out another path")
+    if out.is_dir() and (others := sorted(path.name for path in out.iterdir() if path.is_dir())):
+        raise ZooError(f"{out} holds {listing(others[:3])} too, which --overwrite would delete. Move that first.")

@@ -6,20 +6,19 @@ nothing is exported which reading would not understand.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zoo import plugins
-from zoo.decoder import Decoder
 from zoo.errors import ZooError, listing
 from zoo.export import remote, rope
 from zoo.hub import families
+from zoo.hub.arguments import complete
 from zoo.hub.config import Config
 from zoo.hub.layout import Layout
-from zoo.trunk import Trunk, local
+from zoo.trunk import local
 
 FREE = {"position", "kernel", "reach", "length", "dropout", "checkpointing", "feed_forward_chunk", "std", "sinks"}
 """Arguments that no config says, or that are compared in another way."""
@@ -80,10 +79,13 @@ def export(about: Mapping[str, Any], keys: Mapping[str, Any] | None = None) -> E
             found |= spoken(said, kind)
         if table != (kind == "gpt2") or (series and kind not in SERIES):
             continue
+        if said is not None and said.partial and kind != "gpt_neox":
+            apart = apart or ["the part of a head that turns"]
+            continue
         named = {"model_type": kind, "architectures": [families.FAMILIES[kind][0]]}
         if series:  # transformers would take it for plain RoPE
             named |= remote.KEYS
-        config = Config(Path("config.json"), {**named, **found})
+        config = Config(Path("config.json"), {**named, **found, **named})
         read = families.network(config)
         wrong = differing(arguments, complete(read.arguments))
         if not wrong:
@@ -161,23 +163,6 @@ def candidates(arguments: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
     )
 
 
-def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of Decoder with the defaults of those that are not said, and what some are derived from."""
-    found: dict[str, Any] = {}
-    for kind in (Trunk, Decoder):
-        for name, parameter in inspect.signature(kind).parameters.items():
-            if parameter.default is not inspect.Parameter.empty:
-                found[name] = parameter.default
-    found |= {name: value for name, value in arguments.items() if value is not None or found.get(name) is None}
-    for name in ("prefix", "causal"):
-        found.pop(name, None)
-    found["kv_heads"] = found["kv_heads"] or found["heads"]
-    found["head_dim"] = found["head_dim"] or found["dim"] // found["heads"]
-    gated = found["feed_forward"] == "SwiGLU"
-    found["hidden"] = found["hidden"] or (-(-8 * found["dim"] // 192) * 64 if gated else 4 * found["dim"])
-    return found
-
-
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of arguments in which two networks differ."""
     lists = {"nope_every", "nope_layers", "window_layers"}
@@ -196,4 +181,4 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def position(arguments: Mapping[str, Any]) -> str:
     """The name of the encoding."""
-    return str((arguments["position"] or {"class_path": "RoPE"})["class_path"])
+    return str(arguments["position"]["class_path"])

@@ -6,6 +6,7 @@ build it without the engine around it, so no GPU and no weights are needed where
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -68,10 +69,11 @@ def uses(said: Exported, name: str, reach: int, only: str | None = None) -> list
         reach: Tokens that it reads, which commands say: engines derive different lengths from one config.
         only: The one engine that was asked for.
     """
+    word = shlex.quote(name)
     commands = {
-        "vllm": f"vllm serve {name} --max-model-len {reach}",
-        "sglang": f"python -m sglang.launch_server --model-path {name} --context-length {reach}",
-        "lmdeploy": f"lmdeploy serve api_server {name} --backend pytorch --trust-remote-code --session-len {reach}",
+        "vllm": f"vllm serve {word} --max-model-len {reach}",
+        "sglang": f"python -m sglang.launch_server --model-path {word} --context-length {reach}",
+        "lmdeploy": f"lmdeploy serve api_server {word} --backend pytorch --trust-remote-code --session-len {reach}",
     }
     lines = []
     for engine, command in commands.items():
@@ -81,7 +83,7 @@ def uses(said: Exported, name: str, reach: int, only: str | None = None) -> list
         elif only is None and engine != "lmdeploy":
             lines.append(f"Not by {NAMES[engine]}: {reason}.")
     if said.code:
-        call = f'AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)'
+        call = f"AutoModelForCausalLM.from_pretrained({name!r}, trust_remote_code=True)"
         lines.append(f"```python\nfrom transformers import AutoModelForCausalLM\n\nmodel = {call}\n```")
         lines.append("That runs the two files of python here, which call zoo: `pip install positionzoo`.")
     return lines

@@ -44,6 +44,11 @@ class Said:
     limit: int
     notes: tuple[str, ...] = ()
 
+    @property
+    def partial(self) -> bool:
+        """Whether a part of each head is as it was, which transformers has in GPT-NeoX only; p-RoPE has still waves."""
+        return self.fraction != 1 and self.form["rope_type"] != "proportional"
+
     def keys(self) -> dict[str, Any]:
         """The keys of both generations: version 4 knows rope_scaling, version 5 writes rope_parameters."""
         found: dict[str, Any] = {"max_position_embeddings": self.limit, "rope_theta": self.theta}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from zoo.data.tokenizer import END, Tokenizer, letters
+from zoo.data.tokenizer import END, Tokenizer, merges, spelled
 from zoo.errors import ZooError
 from zoo.hub.foreign import Foreign
 
@@ -37,14 +37,9 @@ def built(tokenizer: Tokenizer) -> str:
         ranks = tokenizer.ranks
     else:  # one of tiktoken's own
         ranks, pattern = tokenizer.encoding._mergeable_ranks, tokenizer.encoding._pat_str
-    letter = {byte: char for char, byte in letters().items()}
-    spelled = {token: "".join(letter[byte] for byte in token) for token in ranks}
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        if len(token) > 1:
-            left, right = halves(token, ranks, rank)
-            merges.append((spelled[left], spelled[right]))
-    found = Library(models.BPE({spelled[token]: rank for token, rank in ranks.items()}, merges, ignore_merges=True))
+    names = spelled(ranks)
+    pairs = [(names[left], names[right]) for left, right in merges(ranks)]
+    found = Library(models.BPE({names[token]: rank for token, rank in ranks.items()}, pairs, ignore_merges=True))
     byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     # tiktoken's possessive quantifiers mean the same as plain ones where nothing that follows could match less.
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
@@ -54,15 +49,3 @@ def built(tokenizer: Tokenizer) -> str:
     special = {"id": tokenizer.end, "content": END, "special": True, "single_word": False, "lstrip": False}
     text["added_tokens"] = [{**special, "rstrip": False, "normalized": False}]
     return json.dumps(text)
-
-
-def halves(token: bytes, ranks: dict[bytes, int], limit: int) -> tuple[bytes, bytes]:
-    """The two tokens that are merged last to make one: merging by rank, as encoding does, stopped before the end."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        pairs = [(ranks.get(parts[n] + parts[n + 1], limit), n) for n in range(len(parts) - 1)]
-        rank, at = min(pairs)
-        if rank >= limit:
-            raise ZooError(f"The token {token!r} cannot be made by merging smaller ones.")
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts[0], parts[1]

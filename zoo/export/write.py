@@ -19,7 +19,7 @@ from zoo.export.config import Exported, export, language
 from zoo.export.rope import Unheard
 from zoo.export.tokenizer import portable
 from zoo.extend.write import clone
-from zoo.hub import files
+from zoo.hub import files, tokenizers
 from zoo.hub import folder as hub
 from zoo.hub.config import CONFIG
 
@@ -77,19 +77,19 @@ def write(found: Listing, said: Exported, beside: Path) -> str:
         own = {CONFIG, CARD, SETTINGS, *(path.name for path in weights(source))}
         for path in sorted(path for path in source.iterdir() if path.is_file() and path.name not in own):
             shutil.copyfile(path, beside / path.name)
-        if (source / SETTINGS).is_file():
-            kept = json.loads((source / SETTINGS).read_text(encoding="utf-8"))
+        kept = tokenizers.keys(source / SETTINGS)
     keys = dict(said.keys)
     if (told := found.about.get("tokenizer")) is not None:
         tokenizer = Tokenizer.restore(told)
         text, end = portable(tokenizer)
         if not (beside / TEXT).exists():
             (beside / TEXT).write_text(text, encoding="utf-8")
-        kept = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, **kept, "model_max_length": reach}
-        (beside / SETTINGS).write_text(dumped(kept), encoding="utf-8")
+        kept = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, **kept}
         keys.setdefault("eos_token_id", tokenizer.end)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # some families have numbers of their own otherwise
-        keys.setdefault(name, None)
+    if kept:  # of a tokenizer that only transformers reads too
+        (beside / SETTINGS).write_text(dumped({**kept, "model_max_length": reach}), encoding="utf-8")
+    if source is None:  # some families have numbers of their own otherwise, and those of a hub folder may be meant
+        keys = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | keys
     (beside / CONFIG).write_text(dumped(keys), encoding="utf-8")
     if said.code:
         for name, content in remote.FILES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,18 +22,22 @@ WORDS = """
     num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences return_dict_in_generate
     output_scores remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    model_max_length is_llama_config n_ctx
+    model_max_length max_sequence_length is_llama_config n_ctx pretraining_tp attention_probs_dropout_prob
+    hidden_dropout_prob n_special predict_special_tokens output_past unsloth_version unsloth_fixed
 """
 HARMLESS = frozenset(WORDS.split())
-"""Keys that change no number of a forward pass: training, generation, bookkeeping. So do those that begin with _."""
+"""Keys that change no number of a forward pass: training, generation, bookkeeping. So do those that begin with _.
+
+`pretraining_tp` cuts products in slices and adds them up again, which transformers no longer does.
+"""
 PLAIN: Mapping[str, Any] = {
     "is_encoder_decoder": False,
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
     "tie_encoder_decoder": False,
     "pruned_heads": {},
-    "pretraining_tp": 1,
     "rope_interleaved": False,
+    "use_mrope": False,
     "is_decoder": None,
 }
 """Keys whose one value we have; another is refused. `is_decoder` is either here: a decoder is one anyway."""
@@ -76,9 +81,18 @@ class Config:
                 raise ZooError(f"{self.path} does not say {name}, without which there is no model.")
             return default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ZooError(f"{self.path} says {name}: {value!r}, and that should be of type {kind.__name__}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.strange(name, "that is no number to compute with")
+        return value
+
+    def count(self, name: str, default: Any = NEEDED) -> Any:
+        """A number of things, 1 at least."""
+        value = self.take(name, int, default)
+        if value is not None and value < 1:
+            raise self.strange(name, "there should be 1 at least")
         return value
 
     def only(self, name: str, *values: Any) -> Any:

@@ -19,6 +19,8 @@ GELUS = {"gelu": "GELU", "gelu_new": "GELU-tanh", "gelu_fast": "GELU-tanh", "gel
 """transformers' names of the two ways to compute it."""
 GROUPED = ("mistral", "qwen2", "qwen3", "smollm3")
 """Types that have fewer key heads than query heads where nothing is said."""
+WINDOWED = ("mistral", "qwen2", "qwen3")
+"""Types that have a width of windows where nothing is said; whether they have windows is another matter."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,11 @@ def llama(config: Config) -> Found:
     kind = config.keys["model_type"]
     sizes = common(config)
     config.only("hidden_act", "silu")
-    bias = bool(config.take("attention_bias", bool, kind == "qwen2")) if kind != "mistral" else False
+    bias = bool(config.take("attention_bias", bool, kind == "qwen2"))
+    if kind == "mistral":
+        config.only("attention_bias", False)
+    if kind in WINDOWED:
+        config.only("mlp_bias", False)
     feed_forward_bias = bool(config.take("mlp_bias", bool, False))
     arguments = {
         **shared(config, sizes, rotary.read(config, sizes.head_dim)),
@@ -125,9 +131,9 @@ def gpt2(config: Config) -> Found:
     config.only("scale_attn_weights", True)
     config.only("scale_attn_by_inverse_layer_idx", False)
     config.only("reorder_and_upcast_attn", False, True)  # the same numbers in exact arithmetic
-    d, length = config.take("n_embd", int), config.take("n_positions", int)
-    heads, layers = config.take("n_head", int), config.take("n_layer", int)
-    hidden, vocabulary = config.take("n_inner", int, 4 * d), config.take("vocab_size", int)
+    d, length = config.count("n_embd"), config.count("n_positions")
+    heads, layers = config.count("n_head"), config.count("n_layer")
+    hidden, vocabulary = config.count("n_inner", 4 * d), config.count("vocab_size")
     sizes = Sizes(d, hidden, layers, heads, heads, d // heads, vocabulary)
     position = rotary.Rotary({"class_path": "Learned", "init_args": {}}, length, length)
     arguments = {
@@ -202,17 +208,17 @@ def blocks(sizes: Sizes, name: str) -> list[tuple[str, str]]:
 
 def common(config: Config) -> Sizes:
     """The sizes under the names that all but GPT-2 have."""
-    kind, d, heads = config.keys["model_type"], config.take("hidden_size", int), config.take("num_attention_heads", int)
-    width = config.take("head_dim", int, 128 if kind == "qwen3" else max(1, d // heads))
+    kind, d, heads = config.keys["model_type"], config.count("hidden_size"), config.count("num_attention_heads")
+    width = config.count("head_dim", 128 if kind == "qwen3" else max(1, d // heads))
     grouped = kind in GROUPED and "num_key_value_heads" not in config.keys  # transformers has a number of its own then
     return Sizes(
         dim=d,
-        hidden=config.take("intermediate_size", int),
-        layers=config.take("num_hidden_layers", int),
+        hidden=config.count("intermediate_size"),
+        layers=config.count("num_hidden_layers"),
         heads=heads,
-        kv_heads=config.take("num_key_value_heads", int, NEEDED if grouped else heads),
+        kv_heads=config.count("num_key_value_heads", NEEDED if grouped else heads),
         head_dim=width,
-        vocabulary=config.take("vocab_size", int),
+        vocabulary=config.count("vocab_size"),
     )
 
 
@@ -235,18 +241,22 @@ def shared(config: Config, sizes: Sizes, position: rotary.Rotary, *, tied: bool 
 
 
 def windows(config: Config, kind: str, layers: int) -> dict[str, Any]:
-    """The window, and the layers that have it."""
-    window = config.take(
-        "sliding_window", int, 4096 if kind == "mistral" and "sliding_window" not in config.keys else None
-    )
-    types = config.take("layer_types", list, None)
+    """The window, and the layers that have it; a sentence where transformers would have others than are said."""
+    unsaid = 4096 if kind in WINDOWED and "sliding_window" not in config.keys else None
+    window, types = config.count("sliding_window", unsaid), config.take("layer_types", list, None)
     used = config.take("use_sliding_window", bool, kind == "mistral")
     first = config.take("max_window_layers", int, 28)
     known = {"full_attention", "sliding_attention"}
-    if types is not None and (len(types) != layers or not known.issuperset(types)):
+    if types is not None and (len(types) != layers or not known.issuperset(map(str, types))):
         raise config.strange("layer_types", f"zoo knows {listing(sorted(known))}, one for each of {layers} layers")
     if window is None or not used:
+        if types is not None and "sliding_attention" in types:
+            raise config.strange("layer_types", "and by sliding_window and use_sliding_window there is no window")
+        if window is not None and kind == "mistral":
+            raise config.strange("use_sliding_window", "transformers has the window of a mistral all the same")
         return {}
+    if kind == "llama":
+        raise config.strange("use_sliding_window", "transformers passes over the window of a llama, and others do not")
     chosen = list(range(layers))
     if types is not None:
         chosen = [layer for layer, name in enumerate(types) if name == "sliding_attention"]
@@ -259,7 +269,7 @@ def windows(config: Config, kind: str, layers: int) -> dict[str, Any]:
 
 def bare(config: Config, layers: int) -> list[int]:
     """Layers without positions: a list with a 0 for each, or every so many."""
-    rotated, every = config.take("no_rope_layers", list, None), config.take("no_rope_layer_interval", int, 4)
+    rotated, every = config.take("no_rope_layers", list, None), config.count("no_rope_layer_interval", 4)
     if rotated is None:
         return list(range(every - 1, layers, every))
     if len(rotated) != layers:
@@ -293,24 +303,25 @@ def kind(keys: Mapping[str, Any]) -> str:
     """The family of a config, by model_type; whatever else it says where it is of none."""
     if keys.get("model_type") == OWN:
         named = keys.get("architectures") or [""]
-        return next((kind for kind, (architecture, _) in FAMILIES.items() if architecture in named), OWN)
+        return next((family for family, (architecture, _) in FAMILIES.items() if architecture in named), OWN)
     return str(keys.get("model_type"))
 
 
 def network(config: Config) -> Found:
     """The network of a config; a sentence where it is of no known family, or says what is not known."""
-    if (family := kind(config.keys)) != config.keys.get("model_type"):
+    family = kind({**config.keys, "model_type": config.take("model_type", str, "")})
+    if family != config.keys.get("model_type"):
         keys = {**config.keys, "model_type": family, "auto_map": None}  # of ours, and not run here
         config = Config(config.path, {name: value for name, value in keys.items() if value is not None})
     if family not in FAMILIES:
         close = near(family, list(FAMILIES))
         hint = f" Did you mean {listing(close)}?" if close else ""
         raise ZooError(
-            f"{config.path} is of the type {family}, and zoo reads {listing(list(FAMILIES))}.{hint} "
+            f"{config.path} is of the type {family or 'none'}, and zoo reads {listing(list(FAMILIES))}.{hint} "
             "(SmolLM2 is a llama, pythia a gpt_neox.)"
         )
     architecture, build = FAMILIES[family]
-    named = config.keys.get("architectures") or [architecture]
+    named = config.take("architectures", list, None) or [architecture]
     if architecture not in named:
         raise config.strange("architectures", f"zoo reads {architecture} of the type {family}")
     found = build(config)

@@ -44,7 +44,7 @@ class Foreign(Tokenizer):
         self.vocabulary = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         names = [name for name in (end, END, "</s>") if isinstance(name, str)]
         numbers = [end] if isinstance(end, int) else [self.library.token_to_id(name) for name in names]
-        known = [number for number in numbers if number is not None and number < self.vocabulary]
+        known = [number for number in numbers if number is not None and 0 <= number < self.vocabulary]
         if not known:
             raise ZooError(f"Nothing in the tokenizer {name} is known to end a document: its eos_token is not told.")
         self.end = known[0]
@@ -53,9 +53,12 @@ class Foreign(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The numbers of a text; one in which the end is written out is taken as plain text throughout."""
-        self.library.encode_special_tokens = plain = self.told in text
-        found = self.library.encode(text, add_special_tokens=False).ids
-        return [number for number in found if number != self.end] if plain else found
+        for plain in (False, True):  # whether it is written out depends on the normalizer too, so the numbers say it
+            self.library.encode_special_tokens = plain
+            found = self.library.encode(text, add_special_tokens=False).ids
+            if self.end not in found:
+                break
+        return [number for number in found if number != self.end]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the numbers; one that is not of this vocabulary becomes U+FFFD."""

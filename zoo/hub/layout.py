@@ -76,6 +76,9 @@ class Layout:
 
         Raises ZooError where tensors are missing, have another shape than the config says, or have no place here.
         """
+        twice = [name for name in held if self.plain(name) != name and self.plain(name) in held]
+        if twice:
+            raise ZooError(f"{path} has {listing(twice[:3])} with and without {self.prefix} before it: which counts?")
         held = {self.plain(name): stored for name, stored in held.items()}
         wanted = {part.name: part.shape for parts in self.parts.values() for part in parts}
         missing = [name for name in wanted if name not in held]

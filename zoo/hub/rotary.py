@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -38,6 +38,11 @@ class Rotary:
     reach: int
 
 
+def finite(value: Any) -> TypeGuard[float]:
+    """Whether something is a number to compute with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass
 class Form:
     """One dictionary of rope parameters, whose keys are taken one by one.
@@ -58,7 +63,7 @@ class Form:
         self.taken.add(name)
         value = self.said.get(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not finite(value):
             what = "does not say" if value is None else f"says {value!r} for"
             raise ZooError(f"{self.config.path}: {self.key} {what} {name}, which should be a number.")
         return float(value)
@@ -67,7 +72,7 @@ class Form:
         """A list of so many numbers."""
         self.taken.add(name)
         value = self.said.get(name)
-        if not isinstance(value, list) or len(value) != count:
+        if not isinstance(value, list) or len(value) != count or not all(map(finite, value)):
             raise ZooError(f"{self.config.path}: {self.key} should have a list of {count} numbers under {name}.")
         return [float(each) for each in value]
 
@@ -94,9 +99,9 @@ def read(config: Config, head_dim: int, *, length: str = "max_position_embedding
         length: The key that says how many tokens it reads.
         fraction: The rotated part of a head, where nothing is said.
     """
-    limit = config.take(length, int)
+    limit, family = config.count(length), config.keys["model_type"]
     form = chosen(config)
-    base = agreed(form, "rope_theta", ("rope_theta", "rotary_emb_base"), THETA.get(config.keys["model_type"], 1e4))
+    base = agreed(form, "rope_theta", ("rope_theta", "rotary_emb_base"), THETA.get(family, 1e4))
     part = agreed(form, "partial_rotary_factor", ("partial_rotary_factor", "rotary_pct"), fraction)
     kind = str(form.said.get("rope_type") or form.said.get("type") or "default")
     form.taken |= {name for name in SERIES if form.said.get(name) is None}
@@ -104,9 +109,16 @@ def read(config: Config, head_dim: int, *, length: str = "max_position_embedding
         return series(form, kind, limit, base, head_dim, part)
     if kind not in KINDS:
         raise ZooError(f"{config.path}: {form.key} is of the type {kind}, and zoo knows {listing(sorted(KINDS))}.")
-    original = int(form.number(ORIGINAL, config.take(ORIGINAL, int, limit)))
+    if part != 1 and fraction == 1 and kind != "proportional":
+        raise ZooError(
+            f"{config.path} says partial_rotary_factor {part:g}, and in a {family} transformers turns whole heads: "
+            "which is meant is not known."
+        )
+    original = agreed(form, ORIGINAL, (ORIGINAL,), limit)
+    if original < 1 or original % 1:
+        raise ZooError(f"{config.path} says {ORIGINAL} {original:g}, which is no length.")
     arguments: dict[str, Any] = {"base": base, "fraction": part, "pairing": "half"}
-    name, extension, trained, reach = KINDS[kind](form, limit, original, int(head_dim * part) // 2)
+    name, extension, trained, reach = KINDS[kind](form, limit, int(original), int(head_dim * part) // 2)
     if extension is not None:
         arguments["extension"] = {"class_path": name, "init_args": extension}
     form.done(kind)
@@ -161,16 +173,17 @@ def chosen(config: Config) -> Form:
     if not old or not new:
         key = "rope_scaling" if old else "rope_parameters"
         return Form(config, key, old or new)
-    loose = ("rope_theta", "partial_rotary_factor")  # these stand beside rope_scaling; `agreed` compares them
+    loose = {"rope_theta", "partial_rotary_factor"}  # these may stand beside rope_scaling; `agreed` compares them
     one, two = plain(old), plain(new)
-    apart = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name) and name not in loose)
+    told = (one.keys() | two.keys()) - (loose - (one.keys() & two.keys()))
+    apart = sorted(name for name in told if one.get(name) != two.get(name))
     if apart:
         name = apart[0]
         raise ZooError(
             f"{config.path} contradicts itself: of {name}, rope_scaling (transformers 4) says {old.get(name)!r} and "
             f"rope_parameters (transformers 5) {new.get(name)!r}. Remove the one that is not meant."
         )
-    return Form(config, "rope_parameters", new)
+    return Form(config, "rope_parameters", {**one, **two})
 
 
 def plain(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +230,7 @@ def yarn(form: Form, limit: int, original: int, waves: int) -> Read:
     arguments: dict[str, Any] = {"factor": factor, "truncate": bool(form.said.get("truncate", True))}
     arguments |= form.maybe(fast="beta_fast", slow="beta_slow", attention="attention_factor")
     scales = form.maybe(mscale="mscale", mscale_all_dim="mscale_all_dim")
-    if len(scales) == 2 and all(scales.values()):  # transformers passes over one alone
+    if len(scales) == 2 and all(scales.values()) and "attention" not in arguments:  # transformers' order
         arguments |= scales
     return "YaRN", arguments, original, limit if original < limit else int(limit * factor)
 

@@ -29,8 +29,9 @@ def read(path: Path, vocabulary: int) -> dict[str, Any] | None:
     """
     if not (path / FILE).is_file():
         return None
-    name, text = path.resolve().name, (path / FILE).read_text(encoding="utf-8")
+    name = path.resolve().name
     try:
+        text = (path / FILE).read_text(encoding="utf-8")
         said = json.loads(text)
         own = said["model"]["vocab"]  # of a unigram a list of pieces with their scores
         numbers = dict(own) if isinstance(own, dict) else {piece: number for number, (piece, _) in enumerate(own)}
@@ -65,4 +66,6 @@ def keys(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ZooError(f"{path} is damaged: {str(error)[:160]}.") from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise ZooError(f"{path} is damaged: it holds no keys and values.")
+    return found

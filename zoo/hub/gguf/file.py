@@ -106,11 +106,16 @@ class File:
                 raise ZooError(f"{path} is a GGUF file of version {version}, and zoo reads 2 and 3 (little-endian).")
             tensors, keys = head.number("Q"), head.number("Q")
             try:
-                said = {head.text(): head.value(head.number("I")) for _ in range(keys)}
+                pairs = [(head.text(), head.value(head.number("I"))) for _ in range(keys)]
                 places = [head.place() for _ in range(tensors)]
             except (UnicodeDecodeError, struct.error) as error:
                 raise head.damaged(str(error)) from None
+        said = dict(pairs)
+        if len(said) < len(pairs) or len({name for name, *_ in places}) < len(places):
+            raise head.damaged("two of its keys or tensors have one name")
         align = said.get("general.alignment", ALIGNMENT)
+        if not isinstance(align, int) or align < 1:
+            raise head.damaged(f"it says general.alignment {align!r}")
         start = -(-head.at // align) * align
         return cls(path, said, {place[0]: head.block(*place, start) for place in places})
 
@@ -165,7 +170,7 @@ class Head:
     def place(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape, type and place of the next tensor."""
         name, axes = self.text(), self.number("I")
-        if axes > 4:
+        if not 1 <= axes <= 4:
             raise self.damaged(f"the tensor {name} has {axes} axes")
         shape = tuple(self.number("Q") for _ in range(axes))
         return name, shape[::-1], self.number("I"), self.number("Q")
@@ -176,7 +181,7 @@ class Head:
         if not elements:
             raise ZooError(f"{self.path} has {name} in a quantisation that is not known here ({called(kind)}).")
         whole = math.prod(shape) // elements * size
-        if not whole or shape[-1] % elements:
+        if not whole or shape[-1] % elements or (len(shape) == 1 and elements > 1):
             raise self.damaged(f"the tensor {name} is {list(shape)}, and its blocks hold {elements} numbers")
         if start + offset + whole > self.size:
             raise ZooError(

@@ -45,10 +45,9 @@ def architecture(file: File) -> str:
     said = Config(file.path, file.said)
     name = said.take("general.architecture", str)
     said.only("general.type", "model")
-    if file.said.get("split.count", 1) > 1:
+    if (parts := said.take("split.count", int, 1)) > 1:
         raise ZooError(
-            f"{file.path} is one of {file.said['split.count']} parts of a model. Join them first:  "
-            "llama-gguf-split --merge FIRST WHOLE"
+            f"{file.path} is one of {parts} parts of a model. Join them first:  llama-gguf-split --merge FIRST WHOLE"
         )
     if name not in ARCHITECTURES:
         close = near(name, ARCHITECTURES)
@@ -64,8 +63,6 @@ def read(file: File) -> Found:
     """The network of a file, with the places of its tensors by their names there."""
     name = architecture(file)
     found = families.network(Config(file.path, keys(file, name)))
-    if name in PAIRED and found.arguments["position"]["init_args"]["fraction"] != 1:
-        raise ZooError(f"{file.path} rotates a part of each head, and of {name} it is not known which rows that are.")
     return Found(found.arguments, renamed(found.layout, name, found.arguments["layers"]))
 
 
@@ -98,7 +95,7 @@ def keys(file: File, name: str) -> dict[str, Any]:
         return said.take(f"{name}.{key}", kind, default)
 
     width, heads, limit = (take(key, int) for key in ("embedding_length", "attention.head_count", "context_length"))
-    head_dim = take("attention.key_length", int, width // max(1, heads))
+    head_dim = max(1, take("attention.key_length", int, width // max(1, heads)))
     if take("attention.value_length", int, head_dim) != head_dim:
         raise ZooError(f"{file.path} says that keys and values of a head have different widths, and zoo has one.")
     if "token_embd.weight" not in file.tensors:

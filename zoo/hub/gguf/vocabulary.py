@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from zoo.data.tokenizer import END, Tokenizer, letters
+from zoo.data.tokenizer import END, Tokenizer, merges, spelled
 from zoo.errors import ZooError, listing
 from zoo.hub.foreign import Foreign
 from zoo.hub.gguf.file import File
@@ -57,8 +56,8 @@ def read(file: File, vocabulary: int) -> Foreign | None:
     if kind not in ("gpt2", "llama"):
         raise ZooError(f"{file.path} has a tokenizer of the kind {kind}, and zoo reads gpt2 and llama.")
     tokens = said.get("tokens")
-    types = said.get("token_type") or [NORMAL] * len(tokens or ())
-    if not isinstance(tokens, list) or len(types) != len(tokens):
+    types = said.get("token_type") or [NORMAL] * len(tokens if isinstance(tokens, list) else ())
+    if not isinstance(tokens, list) or not isinstance(types, list) or len(types) != len(tokens):
         raise ZooError(f"{file.path} is damaged: its tokenizer has no tokens, or not a type for each.")
     if len(tokens) > vocabulary:
         raise ZooError(
@@ -66,7 +65,7 @@ def read(file: File, vocabulary: int) -> Foreign | None:
         )
     try:
         text = byte_level(file, said, tokens) if kind == "gpt2" else sentences(said, tokens)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ZooError(f"{file.path} is damaged: its tokenizer lacks {error}.") from None
     text["added_tokens"] = [
         added(number, token, special=sort == CONTROL)
@@ -115,7 +114,7 @@ def sentences(said: dict[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
         "fuse_unk": True,
         "byte_fallback": True,
         "vocab": {token: number for number, token in enumerate(tokens)},
-        "merges": merges(tokens, said["scores"]),
+        "merges": scored(tokens, said["scores"]),
     }
     space = {
         "type": "Metaspace",
@@ -133,7 +132,7 @@ def sentences(said: dict[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
     return whole(model, space, {"type": "Sequence", "decoders": back})
 
 
-def merges(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+def scored(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Every way to make a token of two others, the best token first, and of one token the longest right part last."""
     known = {token: number for number, token in enumerate(tokens)}
     found = []
@@ -189,10 +188,7 @@ def described(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def ranked(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The keys of a tokenizer of tiktoken's, whose ranks say which merge comes before which.
-
-    A token is the merge of the two that are left of its bytes when all merges of lower rank have been made.
-    """
+    """The keys of a tokenizer of tiktoken's, whose ranks say which merge comes before which."""
     encoding = tokenizer.encoding
     rule = {"cl100k_base": LLAMA3}.get(tokenizer.name, GPT2)
     ranks = {} if encoding is None else tokenizer.ranks or encoding._mergeable_ranks
@@ -201,20 +197,8 @@ def ranked(tokenizer: Tokenizer) -> dict[str, Any]:
             f"The tokenizer {tokenizer.name} is not one that a GGUF file can name: that is a BPE of bytes with merges, "
             "such as gpt2, cl100k_base or one trained here. Leave the tokenizer out."
         )
-    names = {byte: letter for letter, byte in letters().items()}
-    spelled = {token: "".join(names[byte] for byte in token) for token in ranks}
-    tokens = {rank: spelled[token] for token, rank in ranks.items()}
-    found = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
-            if (least := min(pairs)) == rank:
-                break
-            at = pairs.index(least)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            found.append(f"{spelled[parts[0]]} {spelled[parts[1]]}")
+    names = spelled(ranks)
+    tokens = {rank: names[token] for token, rank in ranks.items()}
     return {
         "model": "gpt2",
         "pre": next(name for name, own in WORDS.items() if own == rule),
@@ -222,7 +206,7 @@ def ranked(tokenizer: Tokenizer) -> dict[str, Any]:
         "token_type": [
             CONTROL if n == tokenizer.end else NORMAL if n in tokens else UNUSED for n in range(tokenizer.vocabulary)
         ],
-        "merges": found,
+        "merges": [f"{names[left]} {names[right]}" for left, right in merges(ranks)],
         "eos_token_id": tokenizer.end,
         "add_bos_token": False,
     }

@@ -6,7 +6,6 @@ or an encoding that would not come back the same is refused, and the message say
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from zoo.checkpoints.stored import Listing, Stored
 from zoo.data.tokenizer import Tokenizer
-from zoo.decoder import Decoder
 from zoo.errors import ZooError, listing
+from zoo.hub.arguments import complete
 from zoo.hub.families import Found
 from zoo.hub.gguf import network, rope, vocabulary
 from zoo.hub.gguf.file import File, library
 from zoo.position import Geometry
-from zoo.trunk import Trunk
+from zoo.trunk import local
 
 KINDS = {torch.float32: (0, "F32"), torch.float16: (1, "F16"), torch.bfloat16: (32, "BF16")}
 """Types of matrices: what a file calls itself by them, and their names."""
@@ -37,14 +36,17 @@ VALUES = {
 }
 SOFTMAX = ("Auto", "Eager", "SDPA", "Tiled", "Flex", "Flash")
 """Kernels that compute what llama.cpp does."""
-DEFAULTS = {
-    name: each.default
-    for kind in (Trunk, Decoder)
-    for name, each in inspect.signature(kind).parameters.items()
-    if each.default is not each.empty
+SPARED = {
+    "position",
+    "kernel",
+    "length",
+    "reach",
+    "std",
+    "dropout",
+    "checkpointing",
+    "feed_forward_chunk",
+    "nope_every",
 }
-SPARED = {"position", "kernel", "length", "reach", "std", "dropout", "checkpointing", "feed_forward_chunk"}
-SPARED |= {"nope_every", "prefix", "causal"}
 """Arguments that are compared otherwise, or change no number."""
 
 
@@ -58,7 +60,8 @@ def write(
 ) -> None:
     """Write the network of a checkpoint, whole or not at all.
 
-    Raises ZooError for a network, an encoding or a tokenizer that such a file cannot describe.
+    Raises ZooError for a network, an encoding or a tokenizer that such a file cannot describe, OSError where the disk
+    does not take it.
 
     Args:
         path: The file.
@@ -67,7 +70,7 @@ def write(
         dtype: Of matrices: float32, float16 or bfloat16 (default: as they are). Norms and biases are float32.
         name: What people call the model (default: the name of the checkpoint).
     """
-    asked = complete(source)
+    asked = named(source)
     keys, extra = said(asked, source.path)
     kind, told = keys["general.architecture"], checked(source, asked, keys, extra)
     held = {**source.weights, **{same: source.weights[own] for same, own in source.tied.items()}}
@@ -82,29 +85,19 @@ def write(
         tensors = {**told.layout.theirs(held), **extra}
         pour(beside, keys, tensors, dtype, network.rotated(kind, asked) if half else {})
         os.replace(beside, path)
-    except OSError as error:
-        raise ZooError(f"{path} was not written: {error.strerror or error}.") from None
     finally:
         with suppress(OSError):
             beside.unlink()
 
 
-def complete(source: Listing) -> dict[str, Any]:
-    """All arguments of the network, with those that a description leaves out."""
+def named(source: Listing) -> dict[str, Any]:
+    """All arguments of the network, with the layers that have a window or no positions in lists."""
     node = source.about["network"]
     if node["class_path"] != "zoo.decoder.Decoder":
         raise ZooError(f"{source.path} holds no language model, and a GGUF file is one.")
-    found = {**DEFAULTS, **node["init_args"]}
-    found["kv_heads"] = found["kv_heads"] or found["heads"]
-    found["head_dim"] = found["head_dim"] or found["dim"] // found["heads"]
-    found["hidden"] = source.weights["trunk.blocks.0.feed_forward.down.weight"].shape[1]
-    found["reach"] = found["reach"] or found["length"]
-    found["position"] = found["position"] or {"class_path": "RoPE", "init_args": {}}
-    if found["window"] and found["window_layers"] is None:
-        found["window_layers"] = list(range(found["layers"]))
-    if every := found["nope_every"]:
-        found["nope_layers"] = [layer for layer in range(found["layers"]) if not (layer + 1) % every]
-    return found
+    found = complete(node["init_args"])
+    nope, windowed = local(found["layers"], found["nope_every"], found["nope_layers"], found["window_layers"])
+    return found | {"nope_layers": sorted(nope), "window_layers": sorted(windowed) if found["window"] else None}
 
 
 def family(asked: Mapping[str, Any]) -> str:
@@ -170,7 +163,7 @@ def checked(source: Listing, asked: dict[str, Any], keys: dict[str, Any], extra:
     there = ["token_embd.weight", *(["output.weight"] if not asked["tied"] else [])]
     there += [f"blk.0.{name}.bias" for name, argument in biased.items() if asked[argument]]
     found = network.read(File(source.path, keys, {**dict.fromkeys(there, any_), **extra}))
-    read = {**DEFAULTS, **found.arguments}
+    read = complete(found.arguments)
     apart = [name for name in sorted(asked.keys() - SPARED) if (read.get(name) or None) != (asked[name] or None)]
     if keys["general.architecture"] != "gpt2":
         for extent in (asked["length"], asked["reach"]):
