@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from zoo import checkpoints
 from zoo.checkpoints import folder
@@ -237,6 +238,48 @@ def test_an_engine_that_is_asked_for(tmp_path, capsys, told, engine, sentence):
     assert status == 0, said
     other = {"vllm": "sglang.launch_server", "sglang": "vllm serve"}[engine]
     assert other not in (tmp_path / "to/README.md").read_text()
+
+
+def test_two_profiles_of_one_model(tmp_path, capsys):
+    """As it was trained and as it was extended, of a checkpoint of ours and of a hub folder; the weights lie once."""
+    hub = folders.write(tmp_path / "hub", folders.LLAMA)
+    for source in (ROOT / "checkpoints/quickstart", hub):
+        long, out = tmp_path / f"{source.name}-long", tmp_path / f"{source.name}-dual"
+        to = 4 * checkpoints.listed(source).about["network"]["init_args"]["length"]
+        assert zoo(capsys, "extend", source, "--to", to, "--method", "YaRN", "--out", long)[0] == 0
+        words = ("--to", "hf", "--dual", "--check", "waves", "--out", out)
+        status, said = zoo(capsys, "export", long, *words)
+        assert status == 0, said
+        router = json.loads((out / "router.json").read_text())
+        rows = [{"folder": "short", "up_to": to // 4}, {"folder": "long", "up_to": to}]
+        assert router == {"length": "prompt_tokens + max_new_tokens", "profiles": rows}
+        tokens = torch.arange(50)[None]
+        for name, one in (("short", source), ("long", long)):
+            with torch.no_grad():
+                expected, found = (checkpoints.read(path).network()(tokens) for path in (one, out / name))
+            torch.testing.assert_close(found, expected)
+        assert os.path.samefile(out / "short/model.safetensors", out / "long/model.safetensors")
+        assert f"vllm serve {out.name}/short --max-model-len {to // 4} --port 8000" in (out / "README.md").read_text()
+        assert zoo(capsys, "export", long, *words)[0] == 2
+        assert zoo(capsys, "export", long, *words, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "tuned", "sentence"),
+    [(None, 0, "was not extended"), ("DroPE", 0, "was converted by DroPE"), ("YaRN", 7, "trained for 7 steps")],
+)
+def test_no_way_back_to_what_a_model_was(tmp_path, capsys, method, tuned, sentence):
+    path = tmp_path / "from"
+    saved(path, about())
+    if method:
+        assert zoo(capsys, "extend", path, "--to", "256", "--method", method, "--out", tmp_path / "long")[0] == 0
+        path = tmp_path / "long"
+    if tuned:
+        told = yaml.safe_load((path / "config.yaml").read_text())
+        told["extended"]["chain"][-1]["tuned"] = [{"steps": tuned}]
+        (path / "config.yaml").write_text(yaml.safe_dump(told))
+    status, said = zoo(capsys, "export", path, "--to", "hf", "--dual", "--out", tmp_path / "to")
+    assert (status, sentence in said, (tmp_path / "to").exists()) == (2, True, False), said
 
 
 def test_the_length_that_vllm_derives():

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -61,6 +62,11 @@ def parser() -> Arguments:
         action="store_true",
         help="hf: a folder that transformers reads by zoo's own code (default: where no model of theirs is the same)",
     )
+    found.add_argument(
+        "--dual",
+        action="store_true",
+        help="hf: two folders within one, as it was trained and extended, and the rule that sends requests to either",
+    )
     found.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
     return found
 
@@ -73,8 +79,8 @@ def main(argv: list[str]) -> None:
         raise ZooError(f"There is no checkpoint at {path}.")
     if options.type is not None and options.to == "hf":
         raise ZooError("--type is of GGUF files; a folder keeps the types that the weights have.")
-    if (options.serve or options.code) and options.to == "gguf":
-        raise ZooError("--serve and --code are of folders; llama.cpp serves a GGUF file.   Try:  --to hf")
+    if (options.serve or options.code or options.dual) and options.to == "gguf":
+        raise ZooError("--serve, --code and --dual are of folders; llama.cpp serves a GGUF file.   Try:  --to hf")
     here = Path(os.path.abspath(path))
     stem = here.name.removesuffix(".ckpt").removesuffix(".gguf")
     out = options.out if options.out is not None else here.with_name(stem + {"hf": "-hf", "gguf": ".gguf"}[options.to])
@@ -87,23 +93,33 @@ def main(argv: list[str]) -> None:
 def folder(options: argparse.Namespace, path: Path, out: Path, command: str) -> list[str]:
     """Write a folder; what is to be said of it."""
     from zoo import checkpoints
-    from zoo.export import engines, gate
+    from zoo.export import dual, engines, gate
     from zoo.export.write import CARD, card, plan, write
     from zoo.extend.write import whole
 
     found = checkpoints.listed(path)
-    said = plan(found, code=options.code)
-    if options.serve and (reason := engines.unserved(options.serve, said)):
-        raise ZooError(f"{engines.NAMES[options.serve]} does not serve this checkpoint: {reason}.")
+    profiles = dual.profiles(found) if options.dual else {"": found}
+    said = {name: plan(each, code=options.code) for name, each in profiles.items()}
+    for words in said.values():
+        if options.serve and (reason := engines.unserved(options.serve, words)):
+            raise ZooError(f"{engines.NAMES[options.serve]} does not serve this checkpoint: {reason}.")
+        if options.dual and words.layout is None:
+            raise ZooError("Two profiles are for engines, and none computes this checkpoint.   Try:  without --dual")
+    told, how, own = list[str](), "", out.resolve().name
     with whole(out) as beside:
-        how = write(found, said, beside)
-        network = cast("Decoder", checkpoints.read(path).network())
-        compared = gate.pass_through(beside, network, logits=options.check == "logits", code=said.code)
-        compared += engines.asked(said, network)
-        page = card(found, said, command, how, compared, out.resolve().name, options.serve)
-        (beside / CARD).write_text(page, encoding="utf-8")
+        for name, each in profiles.items():
+            way = write(each, said[name], beside / name, beside / dual.LONG if name == dual.SHORT else None)
+            network = cast("Decoder", replace(checkpoints.read(path), about=each.about).network())
+            compared = gate.pass_through(beside / name, network, logits=options.check == "logits", code=said[name].code)
+            compared += engines.asked(said[name], network)
+            page = card(each, said[name], command, way, compared, f"{own}/{name}".rstrip("/"), options.serve)
+            (beside / name / CARD).write_text(page, encoding="utf-8")
+            told += [f"{name}: {line}" if name else line for line in (*compared, *said[name].notes)]
+            how = how or way
+        if options.dual:
+            dual.router(beside, profiles, said, command, own)
     print(f"zoo: wrote {out}" + (f" ({how} of the weights)" if how != "conversion" else ""), file=sys.stderr)
-    return [*compared, *said.notes]
+    return told
 
 
 def file(options: argparse.Namespace, path: Path, out: Path, command: str) -> list[str]:
@@ -146,7 +162,9 @@ def free(out: Path, source: Path, to: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ZooError(f"{out} exists.   Try:  --overwrite, or --out another path")
-    if out.is_dir() if to == "gguf" else not (out / "config.json").is_file():
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.is_dir() if to == "gguf" else not held & {"config.json", "router.json"}:
         raise ZooError(f"{out} is no such checkpoint, and --overwrite replaces those only.   Try:  --out another path")
-    if out.is_dir() and (others := sorted(path.name for path in out.iterdir() if path.is_dir())):
+    own = {"short", "long"} if "router.json" in held else set()
+    if others := sorted(name for name in held - own if (out / name).is_dir()):
         raise ZooError(f"{out} holds {listing(others[:3])} too, which --overwrite would delete. Move that first.")

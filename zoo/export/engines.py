@@ -25,6 +25,8 @@ CLOSE = 2e-3
 SCALED = ("linear", "dynamic", "ntk", "proportional")
 """Forms by whose factor vLLM multiplies the length that a config says."""
 NAMES = {"vllm": "vLLM", "sglang": "SGLang", "lmdeploy": "LMDeploy"}
+SERVERS = ("vllm", "sglang")
+"""Those that serve what is no FoPE."""
 Turn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -60,26 +62,29 @@ def derived(keys: Mapping[str, Any], limit: int | None = None) -> int:
     return int(length * (form.get("factor") or 1.0)) if form.get("rope_type") in SCALED else length
 
 
+def command(engine: str, folder: str, reach: int) -> str:
+    """What starts a server; it says the length, since engines derive different ones from one config."""
+    return {
+        "vllm": f"vllm serve {folder} --max-model-len {reach}",
+        "sglang": f"python -m sglang.launch_server --model-path {folder} --context-length {reach}",
+        "lmdeploy": f"lmdeploy serve api_server {folder} --backend pytorch --trust-remote-code --session-len {reach}",
+    }[engine]
+
+
 def uses(said: Exported, name: str, reach: int, only: str | None = None) -> list[str]:
     """How a folder is used, in Markdown: a command for each engine that computes it, and why others do not.
 
     Args:
         said: What was written.
         name: Of the folder.
-        reach: Tokens that it reads, which commands say: engines derive different lengths from one config.
+        reach: Tokens that it reads.
         only: The one engine that was asked for.
     """
-    word = shlex.quote(name)
-    commands = {
-        "vllm": f"vllm serve {word} --max-model-len {reach}",
-        "sglang": f"python -m sglang.launch_server --model-path {word} --context-length {reach}",
-        "lmdeploy": f"lmdeploy serve api_server {word} --backend pytorch --trust-remote-code --session-len {reach}",
-    }
     lines = []
-    for engine, command in commands.items():
+    for engine in (*SERVERS, "lmdeploy"):
         reason = unserved(engine, said)
         if only in (None, engine) and reason is None:
-            lines.append(f"```bash\n{command}\n```")
+            lines.append(f"```bash\n{command(engine, shlex.quote(name), reach)}\n```")
         elif only is None and engine != "lmdeploy":
             lines.append(f"Not by {NAMES[engine]}: {reason}.")
     if said.code:

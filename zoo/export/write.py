@@ -53,17 +53,20 @@ def plan(found: Listing, *, code: bool = False) -> Exported:
     return Exported(remote.keys(found.about), None, (reason,), code=True)
 
 
-def write(found: Listing, said: Exported, beside: Path) -> str:
+def write(found: Listing, said: Exported, beside: Path, held: Path | None = None) -> str:
     """Write all but the card, and say how the weights came there.
 
     Args:
         found: The checkpoint.
         said: Its config.
         beside: The folder, which is made here.
+        held: Another that was written of the same weights.
     """
     beside.mkdir(parents=True)
     how, source = "conversion", origin(found.path)
-    if said.layout is None:
+    if held is not None:
+        how = listing(sorted({clone(path, beside / path.name) for path in weights(held)}))
+    elif said.layout is None:
         about = {name: value for name, value in found.about.items() if name != "tokenizer"}
         folder.write(beside, about, found.weights, "")
     elif source is not None and same(found, source):
