@@ -57,11 +57,22 @@ def made(path, position, **more):
     return plan(checkpoints.listed(path)), model.eval()
 
 
+NEOX = {"norm": "LayerNorm", "feed_forward": "GELU", "kv_heads": 4, "parallel": True, "tied": False}
+NEOX |= dict.fromkeys(("qkv_bias", "out_bias", "feed_forward_bias"), True)
+"""The family of which a part of each head is rotated."""
+
+
 def extended(path, name):
-    own = {"base": 500.0, "fraction": 0.5 if name == "half of a head" else 1.0}
+    half = name == "half of a head"
+    own = {"base": 500.0, "fraction": 0.5 if half else 1.0}
     if FORMS[name] is not None:
         own["extension"] = {"class_path": name.partition(",")[0], "init_args": FORMS[name]}
-    return made(path, {"class_path": "RoPE", "init_args": own}, **({"reach": 256} if FORMS[name] else {}))
+    return made(
+        path,
+        {"class_path": "RoPE", "init_args": own},
+        **(NEOX if half else {}),
+        **({"reach": 256} if FORMS[name] else {}),
+    )
 
 
 def agreed(engine, said, network):
