@@ -16,6 +16,7 @@ from zoo import checkpoints
 from zoo.checkpoints.stored import Held, Stored
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
+from zoo.hub.foreign import Foreign
 from zoo.hub.gguf import vocabulary, write
 from zoo.hub.made import Piled, Turned, rows
 
@@ -254,6 +255,26 @@ def test_the_tokenizer_is_in_the_file(tmp_path):
     assert one.encode(text) == other.encode(text)
     assert other.decode(other.encode(text)) == one.decode(one.encode(text))
     assert (one.end, one.vocabulary) == (other.end, other.vocabulary)
+
+
+def test_what_stands_before_a_text_is_said():
+    """Llama 3's tokenizer puts a token before every text, and so does llama.cpp then; zoo itself puts none."""
+    text = json.loads(folders.tokenizer())
+    plain = vocabulary.described(Foreign("x", json.dumps(text)))
+    assert (plain["add_bos_token"], plain["add_eos_token"], plain.get("bos_token_id")) == (False, False, None)
+    text["added_tokens"].append({**text["added_tokens"][0], "id": 257, "content": "<s>"})
+    text["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}},
+    }
+    told = vocabulary.described(tokenizer := Foreign("x", json.dumps(text)))
+    assert (told["add_bos_token"], told["add_eos_token"], told["bos_token_id"]) == (True, False, 257)
+    assert 257 not in tokenizer.encode("a")
+    text["post_processor"]["single"].insert(0, text["post_processor"]["single"][0])
+    with pytest.raises(ZooError, match="2 tokens before a text"):
+        vocabulary.described(Foreign("x", json.dumps(text)))
 
 
 def test_ranks_of_tiktoken_become_merges():

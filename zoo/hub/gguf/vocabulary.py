@@ -183,8 +183,22 @@ def described(tokenizer: Tokenizer) -> dict[str, Any]:
         ],
         "merges": [each if isinstance(each, str) else " ".join(each) for each in model["merges"]],
         "eos_token_id": tokenizer.end,
-        "add_bos_token": False,
+        **around(tokenizer),
     }
+
+
+def around(tokenizer: Foreign) -> dict[str, Any]:
+    """What the library puts before and behind a text by itself, and llama.cpp therefore too."""
+    bare, whole = (tokenizer.library.encode("a", add_special_tokens=told).ids for told in (False, True))
+    start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+    before, after = whole[:start], whole[start + len(bare) :]
+    if len(before) > 1 or after not in ([], [tokenizer.end]):
+        raise ZooError(
+            f"The tokenizer {tokenizer.name} puts {len(before)} tokens before a text and {len(after)} behind it; a "
+            "GGUF file says one before it, and the one that ends a document behind it."
+        )
+    first = {"bos_token_id": before[0]} if before else {}
+    return {**first, "add_bos_token": bool(before), "add_eos_token": bool(after)}
 
 
 def ranked(tokenizer: Tokenizer) -> dict[str, Any]:
