@@ -28,6 +28,8 @@ class Bias:
     queries: int
     keys: int
     prefix: int = 0
+    anew: bool = False
+    """Whether a map makes all logits itself and reads nothing but the shape of those that it is given (Logits only)."""
 
     def replace(self, *tensors: Tensor) -> Self:
         """The same bias on other tensors (an autograd function recomputes with its own)."""

@@ -104,17 +104,36 @@ def attend(
     """
     kind, exact = q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, v = q.to(exact), k.to(exact), v.to(exact)
-    groups = k.shape[1]
-    logits = q.unflatten(1, (groups, -1)) @ k.unsqueeze(2).transpose(-1, -2) * scale
-    logits = logits.flatten(1, 2)
+    if bias is not None and bias.anew:
+        logits = q.new_zeros(()).expand(*q.shape[:3], k.shape[2])
+    else:
+        logits = grouped(q, k.mT) * scale
     if bias is not None:
         logits = bias.onto(logits, q, k, visible, scale, rows)
     if visible is not None:
         logits = logits.masked_fill(~visible, torch.finfo(exact).min)
     weights = logits.softmax(-1)
-    if visible is not None:
+    if visible is not None and not sighted(visible):
         weights = weights.masked_fill(~visible, 0.0)  # a row that sees nothing would average everything
-    return (weights.unflatten(1, (groups, -1)) @ v.unsqueeze(2)).flatten(1, 2).to(kind)
+    return grouped(weights, v).to(kind)
+
+
+def sighted(visible: Tensor) -> bool:
+    """Whether every row is known to see something; unknown where asking would wait for a device, or break a graph."""
+    return visible.device.type == "cpu" and not torch.compiler.is_compiling() and bool(visible.any(-1).all())
+
+
+def grouped(x: Tensor, y: Tensor) -> Tensor:
+    """Each head's matrix times that of its group, [batch, heads, rows, columns].
+
+    The rows of a group's heads are multiplied as one matrix, so that nothing of the group is copied for each head.
+
+    Args:
+        x: [batch, heads, rows, width].
+        y: [batch, kv_heads, width, columns].
+    """
+    rows = x.reshape(x.shape[0], y.shape[1], -1, x.shape[-1])
+    return (rows @ y).view(*x.shape[:3], y.shape[-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.bias import Bias, Logits
 from zoo.errors import ZooError
-from zoo.kernel import Kernel, Mask
+from zoo.kernel import Kernel, Mask, grouped
 from zoo.position import Geometry
 from zoo_kernels.rows import exact, rowwise
 
@@ -71,12 +71,12 @@ def weigh(
     shift: float,
 ) -> Tensor:
     """Some rows of sigmoid attention by definition; arguments as in `zoo.kernel.attend`."""
-    kind, groups = q.dtype, k.shape[1]
+    kind = q.dtype
     q, k, v = (x.to(exact(x)) for x in (q, k, v))
-    logits = (q.unflatten(1, (groups, -1)) @ k.unsqueeze(2).mT * scale).flatten(1, 2)
+    logits = grouped(q, k.mT) * scale
     if bias is not None:
         logits = bias.onto(logits, q, k, visible, scale, rows)
     weights = (logits + shift).sigmoid()
     if visible is not None:
         weights = weights.masked_fill(~visible, 0.0)
-    return (weights.unflatten(1, (groups, -1)) @ v.unsqueeze(2)).flatten(1, 2).to(kind)
+    return grouped(weights, v).to(kind)

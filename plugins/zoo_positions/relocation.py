@@ -20,6 +20,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.extension import Extension, Series
+from zoo.kernel import grouped
 from zoo.position import EXACT, Geometry, Logits, Rotation
 
 
@@ -120,6 +121,7 @@ class Relocated(Logits):
         heads: Query heads.
     """
 
+    anew = True
     rotation: Rotation
     """Of the queries in the first band; for reading, as it is used through `tensors`."""
 
@@ -179,7 +181,7 @@ def scored(
         return Rotation(cos, sin, cos.new_empty(0), interleaved=interleaved).apply(x)
 
     here, there = queries[..., i].unsqueeze(-1), keys[..., None, : logits.shape[-1]]
-    found, free = torch.zeros_like(logits), torch.ones_like(here - there, dtype=torch.bool)
+    found, free = logits.new_zeros(logits.shape), torch.ones_like(here - there, dtype=torch.bool)
     for number, hold in enumerate(holds):
         cos_q, sin_q, cos_k, sin_k = tables[4 * number : 4 * number + 4]
         held = free if hold is None else free & hold(here, there)
@@ -188,9 +190,9 @@ def scored(
         if not len(some):
             continue
         part = slice(int(some[0]), int(some[-1]) + 1)
-        one = rotated(q, cos_q[:, :, i], sin_q[:, :, i]).unflatten(1, (k.shape[1], -1))
-        other = rotated(k[:, :, part], cos_k[:, :, part], sin_k[:, :, part]).unsqueeze(2)
-        score = (one @ other.mT * scale).flatten(1, 2)
+        one = rotated(q, cos_q[:, :, i], sin_q[:, :, i])
+        other = rotated(k[:, :, part], cos_k[:, :, part], sin_k[:, :, part])
+        score = grouped(one, other.mT) * scale
         found[..., part] = torch.where(held[..., part], score, found[..., part])
     return found
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from zoo.bias import Bias
-from zoo.kernel import Kernel, Mask
+from zoo.kernel import Kernel, Mask, grouped
 from zoo.layers import Block
 from zoo.position import Encoding, Rotation
 from zoo.trunk import Trunk
@@ -58,7 +58,7 @@ class Call:
     def logits(self, rows: slice) -> Tensor:
         """Dot products of some rows times the scale, before the bias, [batch, heads, rows, keys], in float32."""
         q, k = self.q[:, :, rows].float(), self.k.float()
-        return (q.unflatten(1, (k.shape[1], -1)) @ k.unsqueeze(2).mT * self.scale).flatten(1, 2)
+        return grouped(q, k.mT) * self.scale
 
     def weights(self, rows: slice) -> Tensor:
         """The softmax's weights of some rows, as `zoo.kernel.attend` defines them; rows that see nothing are 0."""
