@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from zoo_positions.fox import FoX
 
 from zoo import plugins
 from zoo.cache import Cache
@@ -23,6 +24,7 @@ OPTIONS = [
         "parallel": True,
     },
     {"norm_at": "after", "qk_norm": "width", "kv_heads": 2},
+    {"norm_at": "stream", "norm": "LayerNorm", "feed_forward": "ReLU", "position": FoX},
     {"qk_norm": "head", "kv_heads": 1, "head_dim": 16, "tied": False, "head_bias": True},
     {"feed_forward": "GELU-tanh", "window": 3},
     {"window": 3, "sinks": 2},

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from zoo.scale.sequence import Slice
 
 Norm = Literal["RMSNorm", "LayerNorm"]
+NormAt = Literal["before", "after", "stream"]
+Kind = Literal["SwiGLU", "GELU", "GELU-tanh", "ReLU"]
+"""Of feed-forward layers."""
 
 
 def normalize(kind: Norm, width: int, eps: float) -> nn.Module:
@@ -108,7 +111,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202), gate and value from one product, or GELU, exact or by tanh.
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202), gate and value from one product, or GELU, exact or by tanh, or ReLU.
 
     It looks at one token at a time, so a long sequence may pass in pieces: what is between the two products is several
     times as wide as the stream, and then exists for one piece only, in backward too, where the pieces are recomputed
@@ -126,7 +129,7 @@ class FeedForward(nn.Module):
         self,
         dim: int,
         hidden: int,
-        kind: Literal["SwiGLU", "GELU", "GELU-tanh"],
+        kind: Kind,
         bias: bool,
         chunk: int | None = None,
     ) -> None:
@@ -155,6 +158,8 @@ class FeedForward(nn.Module):
         if self.kind == "SwiGLU":
             gate, value = x.chunk(2, -1)
             return self.down(functional.silu(gate) * value)
+        if self.kind == "ReLU":
+            return self.down(functional.relu(x))
         return self.down(functional.gelu(x, approximate="tanh" if self.kind == "GELU-tanh" else "none"))
 
 
@@ -165,7 +170,8 @@ class Block(nn.Module):
         attention: The attention layer.
         feed_forward: The feed-forward layer.
         norms: The two norms.
-        after: Norms stand on what the sublayers give (OLMo2) instead of on what they take.
+        norm_at: Norms stand on what the sublayers take, on what they give (OLMo2), or on the stream to which that has
+            been added (post-norm: Vaswani et al. 2017, arXiv:1706.03762).
         parallel: Both sublayers read the same stream (GPT-NeoX).
         dropout: Probability that a channel of a sublayer's result is dropped.
     """
@@ -176,14 +182,14 @@ class Block(nn.Module):
         feed_forward: FeedForward,
         norms: tuple[nn.Module, nn.Module],
         *,
-        after: bool,
+        norm_at: NormAt,
         parallel: bool,
         dropout: float,
     ) -> None:
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.norm1, self.norm2 = norms
-        self.after, self.parallel = after, parallel
+        self.norm_at, self.parallel = norm_at, parallel
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(
@@ -197,13 +203,21 @@ class Block(nn.Module):
         first = self.dropout(self.attend(x, encoding, mask, cache, parallel))
         if self.parallel:
             return x + first + self.dropout(self.feed(x))
-        x = x + first
-        return x + self.dropout(self.feed(x))
+        x = self.settle(x + first, self.norm1)
+        return self.settle(x + self.dropout(self.feed(x)), self.norm2)
 
     def attend(self, x: Tensor, encoding: Encoding, mask: Mask, cache: Cache | None, parallel: Slice | None) -> Tensor:
-        if self.after:
-            return self.norm1(self.attention(x, encoding, mask, cache, parallel))
-        return self.attention(self.norm1(x), encoding, mask, cache, parallel)
+        found = self.attention(self.read(x), encoding, mask, cache, parallel)
+        return self.norm1(found) if self.norm_at == "after" else found
 
     def feed(self, x: Tensor) -> Tensor:
-        return self.norm2(self.feed_forward(x)) if self.after else self.feed_forward(self.norm2(x))
+        found = self.feed_forward(self.norm2(x) if self.norm_at == "before" else x)
+        return self.norm2(found) if self.norm_at == "after" else found
+
+    def read(self, x: Tensor) -> Tensor:
+        """What attention reads of the stream."""
+        return self.norm1(x) if self.norm_at == "before" else x
+
+    def settle(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """The stream, once a sublayer has added to it."""
+        return norm(x) if self.norm_at == "stream" else x

@@ -23,7 +23,7 @@ from zoo.bias import Bias
 from zoo.cache import Cache
 from zoo.errors import ZooError
 from zoo.kernel import Kernel, Mask
-from zoo.layers import Attention, Block, FeedForward, Norm, normalize
+from zoo.layers import Attention, Block, FeedForward, Kind, Norm, NormAt, normalize
 from zoo.matrix import agree, places
 from zoo.position import Encoding, Geometry, NoPE, PositionEncoding
 
@@ -52,7 +52,8 @@ class Trunk(nn.Module):
         hidden: Its width (default: 8/3 dim in steps of 64 for SwiGLU, 4 dim otherwise).
         norm: Kind of norm.
         eps: Added to the variance in a norm.
-        norm_at: Norms before each sublayer, or after it (on its result).
+        norm_at: Norms before each sublayer, after it (on its result), or on the stream once that is added (post-norm).
+            The last norm of all, before the read-out, is there in any case.
         qk_norm: Norm on queries and keys: none, each head by itself, or the whole width at once.
         qkv_bias: Biases on the query, key and value projections.
         out_bias: Bias on attention's output projection.
@@ -81,11 +82,11 @@ class Trunk(nn.Module):
         nope_layers: list[int] | None = None,
         window_layers: list[int] | None = None,
         kernel: Callable[[Geometry], Kernel] | None = None,
-        feed_forward: Literal["SwiGLU", "GELU", "GELU-tanh"] = "SwiGLU",
+        feed_forward: Kind = "SwiGLU",
         hidden: int | None = None,
         norm: Norm = "RMSNorm",
         eps: float = 1e-6,
-        norm_at: Literal["before", "after"] = "before",
+        norm_at: NormAt = "before",
         qk_norm: Literal["none", "head", "width"] = "none",
         qkv_bias: bool = False,
         out_bias: bool = False,
@@ -102,6 +103,11 @@ class Trunk(nn.Module):
         kernel = kernel or Auto
         if not 0 <= dropout < 1 or (hidden is not None and hidden < 1):
             raise ZooError(f"dropout is at least 0 and below 1, hidden at least 1; got {dropout} and {hidden}.")
+        if parallel and norm_at == "stream":
+            raise ZooError(
+                "norm_at stream normalises between the sublayers of a block, and parallel leaves nothing between them. "
+                "  Try:  --model.norm_at before, or --model.parallel false"
+            )
         if feed_forward_chunk is not None and feed_forward_chunk < 1:
             raise ZooError(
                 f"feed_forward_chunk is a number of tokens, at least 1, and got {feed_forward_chunk}.   "
@@ -131,7 +137,7 @@ class Trunk(nn.Module):
                 ),
                 FeedForward(dim, hidden, feed_forward, feed_forward_bias, feed_forward_chunk),
                 (normalize(norm, dim, eps), normalize(norm, dim, eps)),
-                after=norm_at == "after",
+                norm_at=norm_at,
                 parallel=parallel,
                 dropout=dropout,
             )
@@ -263,7 +269,7 @@ class Trunk(nn.Module):
         hidden, state = None, None
         if position.content:
             state = cache.state(layer) if cache is not None else None
-            hidden = x if block.after else block.norm1(x)
+            hidden = block.read(x)
         if parallel is not None and hidden is not None:  # only for a bias: `scale.sequence.fit` has asked
             hidden, queries = parallel.gather(hidden), keys
         with exact():

@@ -130,6 +130,9 @@ def test_the_length_that_is_said_is_what_each_form_means_by_it():
         (fope(qk_norm="width"), "the nearest differs in .* Try:  --code"),
         (about(qk_norm="width"), "the nearest differs in"),
         (about(head_bias=True), "the nearest differs in head_bias"),
+        (about(norm_at="stream"), r"the nearest differs in norm_at\."),
+        (about(norm_at="stream", qk_norm="width"), "the nearest differs in norm_at"),
+        (about(feed_forward="ReLU"), "the nearest differs in .*feed_forward"),
         (about(window=9, sinks=2), "no sinks"),
     ],
 )

@@ -64,6 +64,7 @@ CASES = {
     "recomputed, a sink for each head": case("T5", "Sink", model={"checkpointing": True}),
     "norms of the width": case(model={"qk_norm": "width", "norm_at": "after"}),
     "norms after, gates": case("FoX", model={"norm_at": "after"}),
+    "norms on the stream, gates": case("FoX", model={"norm_at": "stream", "norm": "LayerNorm", "feed_forward": "ReLU"}),
     "beside the feed-forward": case("T5", model={"parallel": True, "norm": "LayerNorm", "qkv_bias": True}),
     **{
         f"{name} to twice the length": case(settings={"extension": (name, {"factor": 2.0})}, model={"length": 12})

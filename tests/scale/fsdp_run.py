@@ -28,6 +28,7 @@ CASES = {
     "CoPE": {"position": "CoPE", "norm_at": "before", "checkpointing": True},
     "FoX": {"position": "FoX", "qk_norm": "head", "norm": "LayerNorm", "qkv_bias": True},
     "Learned": {"position": "Learned", "norm_at": "after", "feed_forward_chunk": 5, "checkpointing": "offload"},
+    "post-norm": {"position": "FoX", "norm_at": "stream", "norm": "LayerNorm", "feed_forward": "ReLU"},
     "T5": {"position": "T5", "kernel": "Tiled", "parallel": True, "feed_forward_bias": True},
     "Sink": {"kernel": "Sink", "kv_heads": 2},
     "kept": {"reshard": False, "position": "PoPE"},

@@ -168,7 +168,8 @@ def hooks(number: int, block: Block, visit: Callable[[Layer], None]) -> list[Rem
 
         return keep
 
-    attention, feed = (block.norm1, block.norm2) if block.after else (block.attention, block.feed_forward)
+    own = block.attention, block.feed_forward
+    attention, feed = (block.norm1, block.norm2) if block.norm_at == "after" else own
     kernel = block.attention.kernel
     set_ = [
         block.register_forward_pre_hook(enter),
