@@ -41,6 +41,7 @@ BASES = {
     "data": "lightning.pytorch.LightningDataModule",
     "schedule": "zoo.schedules.Schedule",
     "optimizer": "torch.optim.Optimizer",
+    "adapter": "zoo.adapter.Adapter",
 }
 PLUGINS = {**SLOTS, **NESTED}
 """Settings that name a plugin, and their groups."""
@@ -63,7 +64,7 @@ def options(parser: LightningArgumentParser) -> Iterator[str]:
         yield action.dest
         yield action.dest.rpartition(".")[2]
     classes: list[type] = [Trainer, Decoder, ViT, Trunk, Extend, FineTune]
-    for base in ("model", "schedule", "data"):
+    for base in ("model", "schedule", "adapter", "data"):
         classes += subclasses(BASES[base])
     for group in PLUGINS.values():
         classes += plugins.classes(group).values()
