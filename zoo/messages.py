@@ -149,7 +149,8 @@ def buried(message: str) -> str:
     """What a class said when it refused its arguments, out of jsonargparse's list of types that were tried."""
     tried = re.search(r"Errors:\s*\n(.*?)(?=\nGiven value|\Z)", message, re.DOTALL)
     said = re.split(r"(?:^|\n)\s*- ", tried[1]) if tried else []
-    return next((one.strip() for one in said if one.strip() and not one.startswith("Expected ")), message)
+    types = ("Expected ", "Does not validate")  # that were tried, some within others
+    return next((one.strip() for one in said if one.strip() and not one.startswith(types)), message)
 
 
 def suggestion(name: str, parser: LightningArgumentParser) -> str:

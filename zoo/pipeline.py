@@ -259,6 +259,7 @@ class Pipeline:
     def measure(self, name: str, each: Extend, trained: Path, converted: Path, result: Path) -> None:
         """Perplexity by length, before and after, on the same held-out documents."""
         from zoo.evaluate import Evaluation
+        from zoo.evaluate.texts import held_out
 
         rows = {"as trained": trained, "extended": converted} | ({"fine-tuned": result} if each.finetune else {})
         sizes = [target(each.to)]
@@ -267,8 +268,11 @@ class Pipeline:
         cuda = torch.cuda.is_available() and self.trainer.get("accelerator") in ("auto", "cuda", "gpu")
         told: dict[str, Any] = {}
         try:
+            abouts = [checkpoints.read(path).about for path in (trained, result)]
+            speaking = next((each for each in abouts if each.get("asked")), {})  # a folder of others names no data
             evaluation = Evaluation(
                 [str(path) for path in rows.values()],
+                files=held_out(speaking),
                 lengths=tuple(sizes),
                 measures="perplexity",
                 documents=DOCUMENTS,

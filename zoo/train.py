@@ -137,8 +137,8 @@ class CLI(LightningCLI):
         there, here = self.stored["asked"]["model"], plain(self.config[self.config.subcommand].model)
         lines = list(differences(named(there), named(here)))
         if self.config.subcommand == "fit":
-            adapters = (node["init_args"].get("adapter") for node in (there, here))
-            lines += differences(*adapters, path="model.adapter")
+            before, after = (node["init_args"].get("adapter") for node in (there, here))
+            lines += differences(before, after, "model.adapter")
         if lines:
             raise ZooError(
                 "the checkpoint holds another model than the one asked for.\n  "
