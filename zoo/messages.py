@@ -41,6 +41,7 @@ BASES = {
     "data": "lightning.pytorch.LightningDataModule",
     "schedule": "zoo.schedules.Schedule",
     "optimizer": "torch.optim.Optimizer",
+    "adapter": "zoo.adapter.Adapter",
 }
 PLUGINS = {**SLOTS, **NESTED}
 """Settings that name a plugin, and their groups."""
@@ -63,7 +64,7 @@ def options(parser: LightningArgumentParser) -> Iterator[str]:
         yield action.dest
         yield action.dest.rpartition(".")[2]
     classes: list[type] = [Trainer, Decoder, ViT, Trunk, Extend, FineTune]
-    for base in ("model", "schedule", "data"):
+    for base in ("model", "schedule", "adapter", "data"):
         classes += subclasses(BASES[base])
     for group in PLUGINS.values():
         classes += plugins.classes(group).values()
@@ -148,7 +149,8 @@ def buried(message: str) -> str:
     """What a class said when it refused its arguments, out of jsonargparse's list of types that were tried."""
     tried = re.search(r"Errors:\s*\n(.*?)(?=\nGiven value|\Z)", message, re.DOTALL)
     said = re.split(r"(?:^|\n)\s*- ", tried[1]) if tried else []
-    return next((one.strip() for one in said if one.strip() and not one.startswith("Expected ")), message)
+    types = ("Expected ", "Does not validate")  # that were tried, some within others
+    return next((one.strip() for one in said if one.strip() and not one.startswith(types)), message)
 
 
 def suggestion(name: str, parser: LightningArgumentParser) -> str:

@@ -12,6 +12,7 @@ import copy
 import inspect
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -71,7 +72,7 @@ class Extend:
     """A stage after training: the checkpoint is extended, trained further, and measured.
 
     Args:
-        to: Tokens that it is to read, such as 4096 or 4k.
+        to: Tokens that it is to read, such as 4096 or 4k; or how many times what it reads before, such as 2x.
         method: The extension (default: what is usual for the encoding).
         arguments: The method's own.
         finetune: Training that follows (default: none).
@@ -95,6 +96,7 @@ class Pipeline:
         self.recipe, self.fit = copy.deepcopy(recipe), fit
         self.part = self.recipe.pop("stages")
         self.stages = [stage(each) for each in self.recipe.pop("extend") or []]
+        self.asked = [plain(each) for each in self.stages]
         self.recipe.pop("config", None)
         self.trainer, self.model = self.recipe["trainer"], self.recipe["model"]
         self.root = Path(self.trainer["default_root_dir"])
@@ -147,6 +149,7 @@ class Pipeline:
                 shapes = checkpoints.build(node).state_dict()
             source = Source(self.root, {"network": node}, shapes, "", {})
         for each in self.stages:
+            each.to = further(each.to, source)
             try:
                 made = planned(source, each)
             except ZooError as error:
@@ -176,7 +179,7 @@ class Pipeline:
     def claim(self) -> None:
         """Write the recipe into the folder of the run, or raise ZooError where another recipe has written its own."""
         path = self.root / "pipeline.json"
-        here = {"extend": [plain(each) for each in self.stages], **self.recipe}
+        here = {"extend": self.asked, **self.recipe}
         begun = (
             any(self.root.glob("*/stage.json")) or any(self.root.glob("*/*.ckpt")) or any(self.root.glob("*/*/*.ckpt"))
         )
@@ -256,6 +259,7 @@ class Pipeline:
     def measure(self, name: str, each: Extend, trained: Path, converted: Path, result: Path) -> None:
         """Perplexity by length, before and after, on the same held-out documents."""
         from zoo.evaluate import Evaluation
+        from zoo.evaluate.texts import held_out
 
         rows = {"as trained": trained, "extended": converted} | ({"fine-tuned": result} if each.finetune else {})
         sizes = [target(each.to)]
@@ -264,8 +268,11 @@ class Pipeline:
         cuda = torch.cuda.is_available() and self.trainer.get("accelerator") in ("auto", "cuda", "gpu")
         told: dict[str, Any] = {}
         try:
+            abouts = [checkpoints.read(path).about for path in (trained, result)]
+            speaking = next((each for each in abouts if each.get("asked")), {})  # a folder of others names no data
             evaluation = Evaluation(
                 [str(path) for path in rows.values()],
+                files=held_out(speaking),
                 lengths=tuple(sizes),
                 measures="perplexity",
                 documents=DOCUMENTS,
@@ -305,6 +312,14 @@ def plain(each: Extend) -> dict[str, Any]:
 def target(word: int | str) -> int:
     """A length as a number."""
     return length(str(word))
+
+
+def further(word: int | str, source: Source) -> int | str:
+    """A length; where it is written as 2x, so many times what a checkpoint reads."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)x", str(word))):
+        return word
+    arguments = source.about["network"]["init_args"]
+    return int(float(match[1]) * (arguments.get("reach") or arguments["length"]))
 
 
 def worded(arguments: Mapping[str, Any] | None) -> dict[str, str]:

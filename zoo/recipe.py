@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo import checkpoints, plugins
 
-FREE = {"optimizer", "schedule", "weights", "smoothing"} | {
+FREE = {"optimizer", "schedule", "adapter", "weights", "smoothing"} | {
     # Of the machine.
     "compile",
     "chunk",

@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import checkpoints
+from zoo.adapter import Adapter
+from zoo.checkpoints import adapted
+from zoo.checkpoints.stored import Stored
+from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.position import Exact
 from zoo.schedules import Schedule
@@ -39,6 +43,7 @@ class Task(LightningModule):
         schedule: Factor on the learning rate over the steps (default: constant).
         weights: Checkpoint whose weights the run starts from, with a fresh optimizer at step 0.
         compile: Run the network under torch.compile.
+        adapter: What is trained in the place of all weights (default: all weights).
     """
 
     network: nn.Module | None
@@ -50,10 +55,11 @@ class Task(LightningModule):
         schedule: Schedule | None = None,
         weights: str | None = None,
         compile: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.optimizer, self.schedule, self.weights = optimizer, schedule, weights
-        self.compiled = compile
+        self.compiled, self.adapter = compile, adapter
         self.network = None
         self.about: dict[str, Any] = {}
         self.asked: dict[str, Any] | None = None
@@ -85,7 +91,9 @@ class Task(LightningModule):
         """
         try:
             with torch.device("meta"):
-                self.build()
+                network, _ = self.build()
+                if self.adapter is not None:
+                    self.adapter.inject(cast(Decoder, network))
         except (UnknownError, NotImplementedError, RuntimeError):
             return  # the data will tell, or a plugin cannot be built without memory
 
@@ -128,6 +136,8 @@ class Task(LightningModule):
             source = checkpoints.read(self.weights)
             checkpoints.fill(network, source.weights, self.weights)
             self.origin = {"parent": str(self.weights), **kept(source.about, node)}
+        if self.adapter is not None:
+            self.adapter.inject(cast(Decoder, network))
         if self.compiled:
             self.trunk.compile()  # what every step calls; the network's own forward is for people
 
@@ -219,7 +229,7 @@ class Task(LightningModule):
         # its last step and the end of that epoch.
         steps, batches = self.trainer.global_step, self.trainer.num_training_batches
         each = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)) if math.isfinite(batches) else None
-        trained = {"steps": steps, "epochs": steps // each if each else 0}
+        trained = {"steps": steps, "epochs": steps // each if each else 0, **self.manner()}
         about = {**self.about, **self.origin, "asked": self.asked, "trained": trained}
         if "extended" in about:
             about["extended"] = tuned(about["extended"], **self.tuning())
@@ -238,12 +248,20 @@ class Task(LightningModule):
 
     def tuning(self) -> dict[str, Any]:
         """How an extended model is trained further, in words and numbers for its description."""
-        return {"steps": self.trainer.global_step}
+        return {"steps": self.trainer.global_step, **self.manner()}
+
+    def manner(self) -> dict[str, Any]:
+        """What was trained, where that is not all of the network."""
+        return {"adapter": self.adapter.described()} if self.adapter is not None else {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get("generators") or []
         self.generators = [states] if isinstance(states, dict) else states  # one for all, in older checkpoints
         about = checkpoint.get("zoo", {})  # its parent may be gone by now
+        if self.adapter is None and adapted.apart(checkpoint.get("state_dict", {})):  # what is only measured
+            stored = {name: Stored.of(weight) for name, weight in checkpoint["state_dict"].items()}
+            whole = adapted.summed(stored, about, "the checkpoint")
+            checkpoint["state_dict"] = {name: each.tensor() for name, each in whole.items()}
         self.origin = {key: about[key] for key in ("parent", "extended") if key in about}
         if "extended" in about:
             *before, last = about["extended"]["chain"]

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
+from zoo.adapter import Adapter
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.loss import IGNORED, chunks, cross_entropy
@@ -44,6 +45,7 @@ class LanguageModel(Task):
         schedule: Factor on the learning rate over the steps (default: constant).
         weights: Checkpoint whose weights the run starts from, with a fresh optimizer at step 0.
         compile: Run the network under torch.compile.
+        adapter: What is trained beside frozen weights, in their place (default: all weights are trained).
         **decoder: The decoder, its position encoding and its kernel.
     """
 
@@ -60,9 +62,10 @@ class LanguageModel(Task):
         schedule: Schedule | None = None,
         weights: str | None = None,
         compile: bool = False,
+        adapter: Adapter | None = None,
         **decoder: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule, weights=weights, compile=compile)
+        super().__init__(optimizer=optimizer, schedule=schedule, weights=weights, compile=compile, adapter=adapter)
         if chunk < 1:
             raise ZooError(f"chunk is a number of tokens, at least 1, and got {chunk}.")
         if random_positions is not None and not length <= random_positions <= MOST:
@@ -107,11 +110,15 @@ class LanguageModel(Task):
         super().verify()
 
     def flops(self) -> int:
-        """6 per weight that multiplies, and 12 x layers x width x tokens for attention (PaLM, arXiv:2204.02311, B)."""
+        """6 per weight that multiplies, and 12 x layers x width x tokens for attention (PaLM, arXiv:2204.02311, B).
+
+        A frozen weight, which has no gradient of its own, takes 4.
+        """
         network, geometry = cast(Decoder, self.network), self.trunk.geometry
-        matrices = sum(p.numel() for block in self.trunk.blocks for p in block.parameters() if p.ndim == 2)
+        matrices = [p for block in self.trunk.blocks for p in block.parameters() if p.ndim == 2]
+        weights = sum((6 if p.requires_grad else 4) * p.numel() for p in [*matrices, network.head.weight])
         width = geometry.heads * geometry.head_dim
-        return 6 * (matrices + network.head.weight.numel()) + 12 * geometry.layers * width * self.extent()
+        return weights + 12 * geometry.layers * width * self.extent()
 
     def extent(self) -> int:
         length = getattr(getattr(self.trainer, "datamodule", None), "length", None)

@@ -134,8 +134,11 @@ class CLI(LightningCLI):
             self.compare(checkpoints.read(self.parent).about, sections.model)
         if self.stored is None or not self.stored.get("asked"):
             return
-        here = plain(self.config[self.config.subcommand].model)
-        lines = list(differences(named(self.stored["asked"]["model"]), named(here)))
+        there, here = self.stored["asked"]["model"], plain(self.config[self.config.subcommand].model)
+        lines = list(differences(named(there), named(here)))
+        if self.config.subcommand == "fit":
+            before, after = (node["init_args"].get("adapter") for node in (there, here))
+            lines += differences(before, after, "model.adapter")
         if lines:
             raise ZooError(
                 "the checkpoint holds another model than the one asked for.\n  "
@@ -143,7 +146,7 @@ class CLI(LightningCLI):
                 + "\n  Leave these settings out to continue the checkpoint's model, or start a new run from its "
                 "weights where the shapes allow it:  --model.weights CKPT"
             )
-        own, asked = (node["init_args"].get("optimizer") for node in (self.stored["asked"]["model"], here))
+        own, asked = (node["init_args"].get("optimizer") for node in (there, here))
         for line in differences(own, asked, "model.optimizer") if self.config.subcommand == "fit" else []:
             resume.say(f"the optimizer goes on as it was: {line}")
 
@@ -233,6 +236,13 @@ class CLI(LightningCLI):
             raise ZooError(
                 f"{place} was left by ZeRO, whose processes held a part of the optimizer each, and this run is without "
                 f"it.   Try:  --config recipes/scale/zero{stage}.yaml, or --model.weights {place}"
+            )
+        if self.subcommand != "fit":
+            self.model.adapter = None  # what is measured is the sum, as others read it
+        elif self.model.adapter is not None and self.model.weights is None and self.stored is None:
+            raise ZooError(
+                f"{type(self.model.adapter).__name__} trains beside weights that are there, and a fresh model has "
+                "random ones.   Try:  --model.weights CKPT"
             )
         self.model.asked = {"model": plain(sections.model), "data": plain(sections.data)}
         self.model.asked["model"]["init_args"]["weights"] = None  # of which the description tells under `parent`

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.tensor import DTensor
 
 from zoo import checkpoints
-from zoo.checkpoints import folder
+from zoo.checkpoints import adapted, folder
+from zoo.checkpoints.stored import Stored
 from zoo.decoder import Decoder
 from zoo.generate import stream
 from zoo.lengths import short
@@ -64,8 +65,11 @@ class Release(Callback):
         figures = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val", "train"))
         }
-        weights = cast(torch.nn.Module, task.network).state_dict()
-        folder.write(path, about, weights, card(about, figures, task, trainer))
+        state: dict[str, Any] = cast(torch.nn.Module, task.network).state_dict()
+        if adapted.apart(state):
+            stored = {name: Stored.of(weight) for name, weight in state.items()}
+            state = {name: state.get(name, each) for name, each in adapted.summed(stored, about, path).items()}
+        folder.write(path, about, state, card(about, figures, task, trainer))
         lines = [f"{name} {value:.4g}" for name, value in figures.items()]
         print(f"\n{', '.join(lines)}\n")
         if isinstance(task, LanguageModel) and self.tokens:
@@ -99,11 +103,12 @@ def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: 
     use = 'zoo generate PATH --prompt "def "' if "length" in network else "zoo fit --model.weights PATH"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
     trained, kind = about["trained"], about["network"]["class_path"].rpartition(".")[2]
+    adapter = f" by {trained['adapter']['method']}" if "adapter" in trained else ""
     chain = (about.get("extended") or {}).get("chain") or []
     further = f", extended to {short(chain[-1]['to'])} by {chain[-1]['method']}" if chain else ""
     return f"""# A zoo checkpoint: {kind} with {network["position"]["class_path"]}{further}
 
-{size / 1e6:.2f} M parameters, trained for {trained["steps"]} steps with zoo {about["zoo"]}
+{size / 1e6:.2f} M parameters, trained for {trained["steps"]} steps{adapter} with zoo {about["zoo"]}
 (torch {torch.__version__.partition("+")[0]}, Python {platform.python_version()}, on {task.device.type.upper()}).
 {data}
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from zoo.checkpoints import archive
+from zoo.checkpoints import adapted, archive
 from zoo.checkpoints.description import Checkpoint
-from zoo.checkpoints.stored import Listing, Stored
+from zoo.checkpoints.stored import Listing, Stored, Weights
 from zoo.errors import ZooError
 
 PREFIX = "network."
@@ -55,6 +55,9 @@ def own(weights: Mapping[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> Checkpoint:
     """The network of a training checkpoint."""
     content = load(path)
+    if adapted.apart(content["state_dict"]):
+        found = listed(path)
+        return Checkpoint(path, found.about, Weights(found.weights))
     return Checkpoint(path, told(content, path), own(content["state_dict"]))
 
 
@@ -64,7 +67,7 @@ def listed(path: Path) -> Listing:
     content = checked(found.content, path)
     about = told(content, path)
     weights = {name: found.stored(value) for name, value in own(content["state_dict"]).items()}
-    return Listing(path, about, weights, kept(content))
+    return Listing(path, about, adapted.summed(weights, about, path), kept(content))
 
 
 def kept(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from zoo.checkpoints import archive, lightning
+from zoo.checkpoints import adapted, archive, lightning
 from zoo.checkpoints.archive import Archive
 from zoo.checkpoints.description import Checkpoint
 from zoo.checkpoints.stored import Held, Listing, Run, Stored, Weights, cut
@@ -192,7 +192,7 @@ def listed(path: Path) -> Listing:
         weights = {name: weights[name] for name in content["module"] if name in weights} | weights
     except MALFORMED as error:
         raise ZooError(f"{place} is damaged: {type(error).__name__}: {str(error)[:160]}.") from None
-    return Listing(path, about, lightning.own(weights), lightning.kept(content))
+    return Listing(path, about, adapted.summed(lightning.own(weights), about, path), lightning.kept(content))
 
 
 def rows(model: Archive, optimizers: list[Archive]) -> dict[str, Stored]:
