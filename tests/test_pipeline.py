@@ -265,7 +265,7 @@ def test_a_folder_of_another_recipe_is_refused(whole, monkeypatch):
         (["--extend=[{to: 64}, {to: 32}]"], "has been extended to 64 tokens already"),
         (["--extend=[{to: 64, method: YaRNN}]"], "Did you mean YaRN?"),
         (["--extend=[{to: 64, arguments: {fst: 2}}]"], "Did you mean fast?"),
-        (["--extend=[{to: 64x}]"], "'64x' is no length"),
+        (["--extend=[{to: 64y}]"], "'64y' is no length"),
         (["--extend=[{to: 64, finetune: {max_steps: 0}}]"], "at least 1 step"),
         (["--extend=[{to: 64, finetune: {max_steps: 1, length: 65}}]"], "not trained on blocks of 65"),
         (["--extend=[{to: 64, finetune: {max_steps: 1, length: 64, positions: pose}}]"], "positions full"),
