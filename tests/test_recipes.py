@@ -1,13 +1,18 @@
 """Every recipe is read by the command line, builds its model, and says what it is for; the small ones train."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from zoo import cli
+from zoo import checkpoints, cli
 from zoo.errors import ZooError
+
+sys.path.insert(0, str(Path(__file__).parent / "hub"))
+import folders
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 NAMES = {path.stem: path for path in RECIPES}
@@ -112,6 +117,32 @@ def test_the_comparison_trains_on_local_files(name, tmp_path, monkeypatch):
         *(["--stages=pretrain"] if name in ("rope_125m", "fope_125m") else []),
     ]
     fit(NAMES[name], tmp_path / "run", monkeypatch, *small, *flags)
+
+
+@pytest.mark.parametrize("adapter", [None, "LoRA"])
+def test_a_model_from_the_hub_reads_further_and_is_exported(adapter, tmp_path, monkeypatch, capsys):
+    """All weights, or LoRA beside them; what comes of it is a checkpoint as any, and leaves as what it came as."""
+    if adapter:
+        pytest.importorskip("peft")
+    hub = folders.write(tmp_path / "llama", folders.LLAMA)
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text(" ".join(f"word{number * i % 89}" for i in range(900)))
+    finetune = {"max_steps": 2, "warmup": 1, "positions": "pose"}
+    flags = [f"--model.weights={hub}", f"--data.files={tmp_path}/*.txt", f"--data.cache={tmp_path / 'cache'}"]
+    flags += ["--data.workers=0", "--data.valid=0.2", "--data.test=0.2", "--trainer.limit_val_batches=1"]
+    flags += [f"--extend={json.dumps([{'to': '2x', 'method': 'YaRN', 'finetune': finetune}])}"]
+    flags += [f"--model.adapter={adapter}"] if adapter else []
+    fit(NAMES["extend_hf"], tmp_path / "run", monkeypatch, *flags)
+    (made,) = (tmp_path / "run").rglob("last.ckpt")
+    arguments = checkpoints.listed(made).about["network"]["init_args"]
+    assert (arguments["length"], arguments["reach"]) == (64, 128)
+    tokens = torch.arange(100)[None]
+    with torch.no_grad():
+        before, after = (checkpoints.read(path).network()(tokens) for path in (hub, made))
+    assert not torch.equal(before, after)
+    assert folders.zoo(capsys, "export", made, "--to", "hf", "--check", "waves", "--out", tmp_path / "out")[0] == 0
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoints.read(tmp_path / "out").network()(tokens), after)
 
 
 @pytest.mark.parametrize("name", ["vit_s16", *DEIT])
