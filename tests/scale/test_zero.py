@@ -167,6 +167,36 @@ def compare(one, two):
         assert apart(*(each / "run" / name / "checkpoints" / "last.ckpt" for each in (one, two))) == 0
 
 
+@pytest.mark.slow
+@deepspeed
+@pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
+@pytest.mark.parametrize(("overlay", "processes"), [("zero2", 4), ("zero3", 1), ("fsdp", 1)])
+def test_an_adapter_is_trained_as_by_one_process(alone, tmp_path, overlay, processes):
+    """The curve, the sums that others read, what has an optimizer, and how a run goes on with other processes."""
+    words = [FIRE, f"--model.weights={alone / 'run' / 'model'}", "--model.schedule=null", "--model.optimizer.lr=0.01"]
+    words += ["--model.adapter=LoRA", '--model.adapter.whole=["positions","norms"]']
+    one, two = furnish(tmp_path / "one"), furnish(tmp_path / "two")
+    fit(one, 1, *words)
+    fit(two, 2, *words, overlay=overlay)
+    there, here = curve(one), curve(two)
+    assert there.keys() == here.keys()
+    assert max(abs(there[step] - here[step]) / there[step] for step in there) < 1e-5
+    assert apart(saved(one), saved(two)) < 2e-3 < 1e-2 < apart(saved(alone), saved(two))
+    assert apart(saved(two), two / "run" / "model") == 0, "what is published is what was trained"
+    if overlay != "fsdp":
+        told = torch.load(next(saved(two).rglob("*model_states.pt")), weights_only=False)
+        held = {name for group in told["param_shapes"] for name in group}
+        assert all("lora_" in name or "positions" in name or "norm" in name for name in held)
+        assert len(held) == 16 + sum(name.startswith("network.trunk.positions") for name in told["module"]) + 5
+    shutil.rmtree(saved(one, "last.ckpt").parent, ignore_errors=True)
+    fit(one, 2, *words, overlay=overlay, before=stop_after(6))
+    (kept,) = one.rglob("epoch*step=5*.ckpt")
+    fit(one, processes, f"--ckpt_path={kept}", FIRE, *words[2:4], overlay=overlay)
+    assert apart(saved(one), saved(two)) < 2e-3
+    before, after = (checkpoints.read(saved(place)).weights["embedding.weight"] for place in (alone, one))
+    assert torch.equal(before, after), "what is frozen"
+
+
 KILLED = """
 import os
 from zoo.scale import zero

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.checkpoints import zero
+from zoo.checkpoints import archive, zero
 from zoo.kernel import Kernel
 from zoo.position import PositionEncoding
 
@@ -109,6 +109,25 @@ def universal(place: Path, whole: Path) -> str:
         (whole.parent / "latest").write_text(whole.name)
         return ""
     return (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+
+
+@torch.no_grad()
+def refill(module: nn.Module, place: Path) -> None:
+    """Set what no optimizer has to what was saved: DeepSpeed's universal format leaves out frozen weights and buffers.
+
+    At stage 3 it has the weights, of which each process holds a part only.
+
+    Args:
+        module: What is trained.
+        place: What was saved.
+    """
+    saved = archive.load(zero.found(zero.step(place), zero.MODEL)[0], zero.ALLOWED, map_location="cpu")["module"]
+    there = {
+        id(parameter) for parameter in module.parameters() if parameter.requires_grad or hasattr(parameter, "ds_id")
+    }
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in there:
+            value.copy_(saved[name])
 
 
 def mend(optimizer: Any, place: Path) -> None:

@@ -38,7 +38,7 @@ from torch.optim import AdamW, Optimizer
 
 from zoo.checkpoints import zero
 from zoo.errors import ZooError
-from zoo.scale.quirks import dropping, hold, mend, universal, vectors
+from zoo.scale.quirks import dropping, hold, mend, refill, universal, vectors
 from zoo.scale.rendezvous import meet
 
 KEPT_BY_DEEPSPEED = ("state_dict", "optimizer_states")
@@ -297,6 +297,7 @@ class ZeRO(DeepSpeedStrategy):
             finally:
                 config.load_universal_checkpoint = False
             mend(self.deepspeed_engine.optimizer.optimizer, place)
+            refill(self.deepspeed_engine.module, place)
             return told
         finally:
             self.barrier()
