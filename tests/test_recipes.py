@@ -167,6 +167,39 @@ def test_the_vision_transformer_trains_on_a_folder(name, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("adapter", [None, "LoRA"])
+def test_a_folder_of_others_is_trained_at_twice_its_length(adapter, tmp_path, monkeypatch):
+    if adapter:
+        pytest.importorskip("peft", reason="peft is not installed")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "hub"))
+    import folders
+
+    folder = folders.write(tmp_path / "llama", folders.LLAMA)
+    (tmp_path / "texts").mkdir()
+    for number in range(12):
+        words = " ".join(f"word{number * i * i % 97}" for i in range(100))
+        (tmp_path / "texts" / f"{number}.txt").write_text(words)
+    recipe = NAMES["extend_hf"].read_text()
+    assert "{to: 2x, method: YaRN, finetune: {max_steps: 400, warmup: 20, positions: pose}}" in recipe
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("max_steps: 400", "max_steps: 2"))
+    flags = [f"--model.weights={folder}", f"--data.files={tmp_path / 'texts'}", f"--data.cache={tmp_path / 'cache'}"]
+    flags += ["--data.workers=0", "--data.valid=0.2", "--data.test=0.2", "--trainer.limit_val_batches=1"]
+    flags += [f"--model.adapter={adapter}"] if adapter else []
+    fit(tmp_path / "recipe.yaml", tmp_path / "run", monkeypatch, *flags)
+    fit(tmp_path / "recipe.yaml", tmp_path / "run", monkeypatch, *flags)  # which finds all of it done
+    (told,) = tmp_path.rglob("stage.json")
+    assert told.parent.name == "1-128-YaRN", "twice 64"
+    assert "held-out documents of" in json.loads(told.read_text())["measured"]
+    found, parent = checkpoints.read(told.parent / "model"), checkpoints.read(folder)
+    assert found.weights.keys() == parent.weights.keys()
+    moved = {name for name, each in found.weights.items() if not each.equal(parent.weights[name])}
+    assert all("attention" in name or "feed_forward" in name for name in moved) == bool(adapter)
+    (link,) = found.about["extended"]["chain"]
+    (tuned,) = link["tuned"]
+    assert (link["to"], tuned["steps"], tuned["positions"]) == (128, 2, "pose")
+    assert tuned.get("adapter", {}).get("method") == adapter
+
+
 SMALL = [name for name in NAMES if name.startswith(("fourier_quickstart", "fourier_digits"))]
 
 

@@ -223,17 +223,9 @@ def rows(model: Archive, optimizers: list[Archive]) -> dict[str, Stored]:
 def scattered(models: list[Archive], optimizers: list[Archive]) -> dict[str, Stored]:
     """The weights at stage 3, of each of which every process has a part."""
     first = models[0].content
-    weights = {
-        name: models[0].stored(first["module"][name]) for name in first["buffer_names"] if name in first["module"]
-    }
-    frozen = first.get("frozen_param_shapes") or {}
-    if frozen and len(models) != len(optimizers):
+    if first.get("frozen_param_shapes") and len(models) != len(optimizers):
         raise ValueError(f"the frozen weights are in {len(optimizers)} files, {len(models)} of which are there")
-    for name, shape in frozen.items():
-        parts = [each.stored(each.content["frozen_param_fragments"][name]) for each in models]
-        row, dtype = joined(parts)
-        weights[name] = Stored(dtype, tuple(shape), cut(row, 0, math.prod(shape) * dtype.itemsize))
-    held = []
+    weights, held = fixed(models), []
     for each in optimizers:
         groups = each.content["optimizer_state_dict"]["fp32_flat_groups"]
         held.append(joined([each.stored(tensor) for tensor in groups]))
@@ -248,6 +240,28 @@ def scattered(models: list[Archive], optimizers: list[Archive]) -> dict[str, Sto
         if sum(run.size for run in runs) != start:
             raise ValueError(f"a process has {sum(run.size for run in runs)} bytes, and the weights need {start}")
     return weights
+
+
+def fixed(models: list[Archive]) -> dict[str, Stored]:
+    """Buffers and frozen weights at stage 3; of a weight every process has a part."""
+    first = models[0].content
+    buffers = (name for name in first["buffer_names"] if name in first["module"])
+    weights = {name: models[0].stored(first["module"][name]) for name in buffers}
+    for name, shape in (first.get("frozen_param_shapes") or {}).items():
+        row, dtype = joined(each.stored(each.content["frozen_param_fragments"][name]) for each in models)
+        weights[name] = Stored(dtype, tuple(shape), cut(row, 0, math.prod(shape) * dtype.itemsize))
+    return weights
+
+
+def unoptimized(path: Path, stage: int) -> dict[str, Stored]:
+    """What no optimizer has, by the names of the run: buffers and frozen weights."""
+    models = [Archive(file, ALLOWED) for file in found(step(path), MODEL)]
+    if stage == 3:
+        return fixed(models)
+    content = models[0].content
+    trained = {name for group in content["param_shapes"] for name in group}
+    rest = {name: tensor for name, tensor in content["module"].items() if name not in trained}
+    return {name: models[0].stored(tensor) for name, tensor in rest.items()}
 
 
 def joined(parts: Iterable[Stored]) -> tuple[Runs, torch.dtype]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.checkpoints import archive, zero
+from zoo.checkpoints import zero
 from zoo.kernel import Kernel
 from zoo.position import PositionEncoding
 
@@ -112,22 +112,22 @@ def universal(place: Path, whole: Path) -> str:
 
 
 @torch.no_grad()
-def refill(module: nn.Module, place: Path) -> None:
+def refill(module: nn.Module, place: Path, stage: int) -> None:
     """Set what no optimizer has to what was saved: DeepSpeed's universal format leaves out frozen weights and buffers.
-
-    At stage 3 it has the weights, of which each process holds a part only.
 
     Args:
         module: What is trained.
         place: What was saved.
+        stage: Of ZeRO.
     """
-    saved = archive.load(zero.found(zero.step(place), zero.MODEL)[0], zero.ALLOWED, map_location="cpu")["module"]
-    there = {
-        id(parameter) for parameter in module.parameters() if parameter.requires_grad or hasattr(parameter, "ds_id")
-    }
-    for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in there:
-            value.copy_(saved[name])
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+    here = module.state_dict(keep_vars=True)
+    for name, stored in zero.unoptimized(place, stage).items():
+        whole = [here[name]] if hasattr(here[name], "ds_id") else []
+        with GatheredParameters(whole, modifier_rank=0, enabled=bool(whole)):
+            if not whole or torch.distributed.get_rank() == 0:
+                here[name].copy_(stored.tensor().view_as(here[name]))
 
 
 def mend(optimizer: Any, place: Path) -> None:

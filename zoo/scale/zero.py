@@ -297,7 +297,9 @@ class ZeRO(DeepSpeedStrategy):
             finally:
                 config.load_universal_checkpoint = False
             mend(self.deepspeed_engine.optimizer.optimizer, place)
-            refill(self.deepspeed_engine.module, place)
+            refill(self.deepspeed_engine.module, place, self.stage)
+            if self.stage == 3:
+                hold(self.deepspeed_engine)
             return told
         finally:
             self.barrier()
