@@ -53,9 +53,10 @@ def measure(reader: str, path: Path) -> None:
     if reader == "zoo":
         from zoo import checkpoints, plugins
 
-        for module in ("zoo.decoder", "zoo.hub.folder", "zoo.hub.gguf"):
+        for module in ("zoo.decoder", "zoo.hub.gguf" if path.is_file() else "zoo.hub.folder"):
             import_module(module)
-        plugins.load("zoo.positions", "RoPE"), plugins.load("zoo.kernels", "SDPA")
+        for group, name in (("positions", "RoPE"), ("kernels", "Auto")):
+            plugins.load(f"zoo.{group}", name)
         imported = time.perf_counter()
         network = checkpoints.read(path).network()
     else:
