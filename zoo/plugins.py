@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any
 
 from zoo.errors import ZooError, listing, near
@@ -44,8 +44,13 @@ class Row:
 
 def origin(point: EntryPoint) -> tuple[str, str]:
     """Name and version of the distribution that brings an entry point."""
-    dist = point.dist
-    return (dist.name, dist.version) if dist is not None else ("unknown", "0")
+    return owner(point.dist) if point.dist is not None else ("unknown", "0")
+
+
+@cache
+def owner(distribution: Distribution) -> tuple[str, str]:
+    """Its name and version, for which all of its metadata is read."""
+    return distribution.name, distribution.version
 
 
 @cache

@@ -77,9 +77,18 @@ def test_there_and_back_is_the_identity(tmp_path):
 def test_extending_links_the_weights_and_copies_what_people_edit(tmp_path, capsys):
     path = folders.shard(folders.write(tmp_path / "llama", folders.LLAMA))
     before = {file.name: file.read_bytes() for file in path.iterdir()}
+    shards = sorted(path.glob("*.safetensors"))
+    for number, shard in enumerate(shards):
+        os.utime(shard, ns=(number, 10**18 + number))  # as old as it stays
+        shard.chmod(0o444)
+    stood = [(shard.stat().st_ino, shard.stat().st_mtime_ns, shard.stat().st_size) for shard in shards]
     status, said = zoo(capsys, "extend", path, "--to", "256", "--method", "YaRN", "--evaluate", "none")
     assert (status, "hard link" in said) == (0, True), said
     new = tmp_path / "llama-256"
+    for place in (path, new / "hub"):
+        found = [(place / shard.name).stat() for shard in shards]
+        assert [(each.st_ino, each.st_mtime_ns, each.st_size) for each in found] == stood
+    assert not [file for file in new.rglob("*.safetensors") if file.parent != new / "hub"], "no weight has changed"
     for name in before:
         linked = os.path.samefile(path / name, new / "hub" / name)
         assert linked == name.endswith(".safetensors"), name
@@ -95,6 +104,40 @@ def test_extending_links_the_weights_and_copies_what_people_edit(tmp_path, capsy
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     status, said = zoo(capsys, "extend", path, "--to", "128", "--out", new, "--overwrite", "--method", "NTK")
     assert status == 0, said
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_network_is_not_drawn_and_its_file_is_not_written_to(tmp_path, kind):
+    """The pages of a file are a weight where it lies in one piece and has the type; to write there is to copy."""
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    whole = {name: tensor.to(kind) for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(whole, path / "model.safetensors")
+    before, state = (path / "model.safetensors").read_bytes(), torch.get_rng_state()
+    network, other = (checkpoints.read(path).network() for _ in "ab")
+    assert torch.equal(torch.get_rng_state(), state)
+    own = network.state_dict()
+    assert {tensor.dtype for tensor in own.values()} == {torch.float32}
+    assert torch.equal(own["embedding.weight"], whole["embed_tokens.weight"].float())
+    parts = [whole[f"layers.1.self_attn.{which}_proj.weight"].float() for which in "qkv"]
+    assert torch.equal(own["trunk.blocks.1.attention.qkv.weight"], torch.cat(parts))
+    mapped = [each for each in checkpoints.listed(path).weights.values() if each.mapped() is not None]
+    assert any(len(each.runs) > 1 for each in checkpoints.listed(path).weights.values())
+    assert len(mapped) >= 10
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(own["embedding.weight"], whole["embed_tokens.weight"].float() + 1)
+    assert torch.equal(other.embedding.weight, whole["embed_tokens.weight"].float())
+    assert (path / "model.safetensors").read_bytes() == before
+
+
+def test_a_file_that_shrinks_meanwhile_is_told(tmp_path):
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    found = checkpoints.read(path)
+    with (path / "model.safetensors").open("r+b") as file:
+        file.truncate(20_000)
+    with pytest.raises(ZooError, match="is truncated"):
+        found.network()
 
 
 def test_a_table_that_grows_is_all_that_is_written(tmp_path, capsys):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo import plugins
+from zoo.checkpoints.stored import Stored, Weights
 from zoo.errors import ZooError, listing
 from zoo.matrix import taken, unfit
 from zoo.position import PositionEncoding
@@ -57,13 +58,20 @@ class Checkpoint:
                 model = build(self.about["network"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ZooError(f"{self.path} is damaged: it does not describe a network ({error}).") from None
-        fill(model, self.weights, self.path)
+        fill(model, self.weights, self.path, mapped=True)
         return model.eval()
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> None:
-    """Load weights into a model that must be theirs; a sentence names what does not fit."""
-    own = model.state_dict()
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str, *, mapped: bool = False) -> None:
+    """Load weights into a model that must be theirs; a sentence names what does not fit.
+
+    Args:
+        model: The model.
+        weights: By name.
+        path: Where they come from, for messages.
+        mapped: Parameters may be the pages of a file, which are read when they are used, and copied when written to.
+    """
+    own, parameters = model.state_dict(), dict(model.named_parameters(remove_duplicate=False))
     wrong = [f"{name} is missing there" for name in own if name not in weights]
     wrong += [f"{name} has no place here" for name in weights if name not in own]
     places: dict[tuple[int, int, int], str] = {}
@@ -71,11 +79,15 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> N
         place = mine.untyped_storage()._cdata, int(mine.storage_offset()), mine.numel()
         if places.setdefault(place, name) != name:
             continue  # tied: it has been filled under another name
-        theirs = weights[name]  # one at a time: they may come from a file
+        theirs = weights.stored[name] if isinstance(weights, Weights) else weights[name]
         if theirs.shape != mine.shape:
             wrong.append(f"{name} is {list(theirs.shape)} there and {list(mine.shape)} here")
-        else:
+        elif not isinstance(theirs, Stored):
             mine.copy_(theirs)
+        elif mapped and theirs.dtype == mine.dtype and name in parameters and (lying := theirs.mapped()) is not None:
+            parameters[name].data = lying
+        else:
+            theirs.into(mine)
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ZooError(f"{path} belongs to another model: {'; '.join(wrong[:3])}{more}.")
@@ -84,12 +96,15 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str) -> N
 class undrawn(TorchFunctionMode):  # noqa: N801 - it is used as a function is
     """Leave parameters as they are where numbers would be drawn for them: all are about to be replaced."""
 
-    DRAWN = frozenset({Tensor.normal_, Tensor.uniform_})
+    DRAWN = frozenset(
+        {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+    )  # those of nn.init too: what they call in turn no longer comes here
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.DRAWN and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in self.DRAWN and isinstance(drawn := args[0] if args else kwargs.get("tensor"), nn.Parameter):
+            return drawn
+        return func(*args, **kwargs)
 
 
 def sound(about: Mapping[str, Any], path: Path | str) -> None:

@@ -2,14 +2,17 @@
 
 Every format can say of its weights where their bytes are. So whatever is made of a checkpoint is a copy from file to
 file through one small buffer, whether a tensor is one run (safetensors, torch's archives) or many (a tensor of which
-each process of a ZeRO run holds a part). Mapped memory would count as ours for as long as it is touched.
+each process of a ZeRO run holds a part). Mapped memory would count as ours for as long as it is touched, so only what
+is to be in memory as it is, the weights of a network that runs, may be mapped.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +46,38 @@ class Run:
     def chunks(self) -> Iterator[memoryview]:
         """Its bytes, in a buffer that the next chunk overwrites."""
         buffer = memoryview(bytearray(min(BUFFER, self.size)))
-        left = self.size
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
-            while left:
-                count = file.readinto(buffer[: min(left, BUFFER)])
-                if not count:
-                    raise ZooError(f"{self.path} is truncated: it ends {left} bytes before one of its weights does.")
-                yield buffer[:count]
-                left -= count
+            for start in range(0, self.size, BUFFER):
+                part = buffer[: self.size - start]
+                self.fill(part, file)
+                yield part
+
+    def into(self, view: memoryview) -> None:
+        """Read its bytes to where they are wanted."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            self.fill(view, file)
+
+    def fill(self, view: memoryview, file: FileIO) -> None:
+        """Read the next bytes of the opened file."""
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise ZooError(f"{self.path} is truncated: it ends {len(view)} bytes before one of its weights does.")
+            view = view[count:]
+
+    def mapped(self) -> Tensor:
+        """Its bytes without reading them, uint8 [size]."""
+        before = self.start % mmap.ALLOCATIONGRANULARITY
+        try:
+            with self.path.open("rb") as file:
+                pages = mmap.mmap(
+                    file.fileno(), before + self.size, access=mmap.ACCESS_COPY, offset=self.start - before
+                )
+        except ValueError:
+            raise ZooError(f"{self.path} is truncated: it ends before one of its weights does.") from None
+        return torch.frombuffer(pages, dtype=torch.uint8, offset=before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +102,10 @@ class Held:
     def chunks(self) -> Iterator[memoryview]:
         """All of it."""
         yield self.flat.numpy().data
+
+    def into(self, view: memoryview) -> None:
+        """Copy them to where they are wanted."""
+        view[:] = self.flat.numpy().data
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Held) and self.place == other.place
@@ -133,11 +163,33 @@ class Stored:
     def tensor(self) -> Tensor:
         """It, in memory."""
         found = torch.empty(self.shape, dtype=self.dtype)
-        view, at = found.flatten().view(torch.uint8).numpy().data, 0
-        for chunk in self.chunks():
-            view[at : at + len(chunk)] = chunk
-            at += len(chunk)
+        self.into(found)
         return found
+
+    def into(self, target: Tensor) -> None:
+        """Read it into a tensor of its shape, of any type."""
+        if target.device.type != "cpu" or not target.is_contiguous():
+            target.copy_(self.tensor())
+            return
+        flat, at = target.view(-1), 0
+        if target.dtype == self.dtype:
+            view = flat.view(torch.uint8).numpy().data
+            for run in self.runs:
+                run.into(view[at : at + run.size])
+                at += run.size
+            return
+        wide = self.dtype.itemsize
+        for part in flat.split(BUFFER // wide):
+            part.copy_(Stored(self.dtype, part.shape, cut(self.runs, at * wide, part.numel() * wide)).tensor())
+            at += part.numel()
+
+    def mapped(self) -> Tensor | None:
+        """It as it lies in its file, whose pages are copied where somebody writes; None where it does not lie so."""
+        if not self.size or len(self.runs) != 1 or not isinstance(run := self.runs[0], Run):
+            return None
+        if run.start % self.dtype.itemsize:
+            return None
+        return run.mapped().view(self.dtype).view(self.shape)
 
 
 def cut(runs: Iterable[Run | Held], start: int, size: int) -> tuple[Run | Held, ...]:
@@ -165,6 +217,9 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.stored[name].tensor()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)

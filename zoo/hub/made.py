@@ -25,11 +25,12 @@ class Made(Stored):
         for start in range(0, self.shape[0], step):
             yield range(start, min(start + step, self.shape[0]))
 
-    def tensor(self) -> Tensor:
-        found = torch.empty(self.shape, dtype=self.dtype)
+    def into(self, target: Tensor) -> None:
         for step in self.steps():
-            found[step.start : step.stop] = self.rows(step)
-        return found
+            target[step.start : step.stop] = self.rows(step)
+
+    def mapped(self) -> None:
+        return None
 
     def chunks(self) -> Iterator[memoryview]:
         for step in self.steps():
