@@ -119,32 +119,6 @@ def test_the_comparison_trains_on_local_files(name, tmp_path, monkeypatch):
     fit(NAMES[name], tmp_path / "run", monkeypatch, *small, *flags)
 
 
-@pytest.mark.parametrize("adapter", [None, "LoRA"])
-def test_a_model_from_the_hub_reads_further_and_is_exported(adapter, tmp_path, monkeypatch, capsys):
-    """All weights, or LoRA beside them; what comes of it is a checkpoint as any, and leaves as what it came as."""
-    if adapter:
-        pytest.importorskip("peft")
-    hub = folders.write(tmp_path / "llama", folders.LLAMA)
-    for number in range(9):
-        (tmp_path / f"{number}.txt").write_text(" ".join(f"word{number * i % 89}" for i in range(900)))
-    finetune = {"max_steps": 2, "warmup": 1, "positions": "pose"}
-    flags = [f"--model.weights={hub}", f"--data.files={tmp_path}/*.txt", f"--data.cache={tmp_path / 'cache'}"]
-    flags += ["--data.workers=0", "--data.valid=0.2", "--data.test=0.2", "--trainer.limit_val_batches=1"]
-    flags += [f"--extend={json.dumps([{'to': '2x', 'method': 'YaRN', 'finetune': finetune}])}"]
-    flags += [f"--model.adapter={adapter}"] if adapter else []
-    fit(NAMES["extend_hf"], tmp_path / "run", monkeypatch, *flags)
-    (made,) = (tmp_path / "run").rglob("last.ckpt")
-    arguments = checkpoints.listed(made).about["network"]["init_args"]
-    assert (arguments["length"], arguments["reach"]) == (64, 128)
-    tokens = torch.arange(100)[None]
-    with torch.no_grad():
-        before, after = (checkpoints.read(path).network()(tokens) for path in (hub, made))
-    assert not torch.equal(before, after)
-    assert folders.zoo(capsys, "export", made, "--to", "hf", "--check", "waves", "--out", tmp_path / "out")[0] == 0
-    with torch.no_grad():
-        torch.testing.assert_close(checkpoints.read(tmp_path / "out").network()(tokens), after)
-
-
 @pytest.mark.parametrize("name", ["vit_s16", *DEIT])
 def test_the_vision_transformer_trains_on_a_folder(name, tmp_path, monkeypatch):
     from PIL import Image
@@ -168,12 +142,9 @@ def test_the_vision_transformer_trains_on_a_folder(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("adapter", [None, "LoRA"])
-def test_a_folder_of_others_is_trained_at_twice_its_length(adapter, tmp_path, monkeypatch):
+def test_a_folder_of_others_is_trained_at_twice_its_length(adapter, tmp_path, monkeypatch, capsys):
     if adapter:
         pytest.importorskip("peft", reason="peft is not installed")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "hub"))
-    import folders
-
     folder = folders.write(tmp_path / "llama", folders.LLAMA)
     (tmp_path / "texts").mkdir()
     for number in range(12):
@@ -198,6 +169,11 @@ def test_a_folder_of_others_is_trained_at_twice_its_length(adapter, tmp_path, mo
     (tuned,) = link["tuned"]
     assert (link["to"], tuned["steps"], tuned["positions"]) == (128, 2, "pose")
     assert tuned.get("adapter", {}).get("method") == adapter
+    words = ("--to", "hf", "--check", "waves", "--out", tmp_path / "out")
+    assert folders.zoo(capsys, "export", told.parent / "model", *words)[0] == 0
+    with torch.no_grad():
+        one, other = (checkpoints.read(path).network()(torch.arange(100)[None]) for path in (found.path, words[-1]))
+    torch.testing.assert_close(other, one)
 
 
 SMALL = [name for name in NAMES if name.startswith(("fourier_quickstart", "fourier_digits"))]
