@@ -180,6 +180,19 @@ def test_fope_has_the_keys_of_engines(tmp_path, capsys):
     assert json.loads((tmp_path / "again/config.json").read_text()) == keys
 
 
+def test_fope_says_what_a_family_takes_for_granted(tmp_path, capsys):
+    """A config of type zoo has no defaults, and LMDeploy asks for attention_bias as for any number."""
+    saved(tmp_path / "from", fope())
+    words = ("--to", "hf", "--check", "waves", "--out")
+    zoo(capsys, "export", tmp_path / "from", *words, tmp_path / "to")
+    keys = json.loads((tmp_path / "to/config.json").read_text())
+    bare = {name: value for name, value in keys.items() if name not in ("attention_bias", "mlp_bias", "head_dim")}
+    (tmp_path / "to/config.json").write_text(json.dumps({**bare, "model_type": "llama", "auto_map": None}))
+    status, said = zoo(capsys, "export", tmp_path / "to", *words, tmp_path / "again")
+    assert status == 0, said
+    assert json.loads((tmp_path / "again/config.json").read_text()) == keys
+
+
 @pytest.mark.parametrize(
     ("form", "sentence"),
     [
@@ -207,10 +220,12 @@ def test_fope_of_others_is_read_or_refused(tmp_path, capsys, form, sentence):
         checkpoints.listed(tmp_path / "to")
 
 
-def test_what_nobody_computes_brings_code(tmp_path, capsys):
-    network = saved(tmp_path / "from", about("FIRE"))
+@pytest.mark.parametrize("encoding", ["FIRE", "FoX"])
+def test_what_nobody_computes_brings_code(tmp_path, capsys, encoding):
+    """FoX gates by hidden states, and says nothing of positions alone."""
+    network = saved(tmp_path / "from", about(encoding))
     status, said = zoo(capsys, "export", tmp_path / "from", "--to", "hf", "--check", "waves", "--out", tmp_path / "to")
-    assert (status, "FIRE is none that transformers' models have" in said) == (0, True), said
+    assert (status, f"{encoding} is none that transformers' models have" in said) == (0, True), said
     same(tmp_path / "to", network)
     one, other = (Tokenizer.restore(checkpoints.read(tmp_path / name).about["tokenizer"]) for name in ("from", "to"))
     assert one.encode(TRIED) == other.encode(TRIED)
@@ -229,6 +244,11 @@ def test_what_nobody_computes_brings_code(tmp_path, capsys):
         (about("FIRE"), "sglang", "SGLang does not serve this checkpoint: it knows no such model"),
         (fope(), "vllm", "InternS1Pro only"),
         (about(extension="YaRN"), "vllm", None),
+        (about(window=9), "vllm", None),
+        (about(window=9), "sglang", "it has no windows in a mistral"),
+        (about(qkv_bias=True, window=9, window_layers=[1, 3]), "vllm", "windows in all layers of a qwen2 or in none"),
+        (about(feed_forward_bias=True), "sglang", "it has no biases in the feed-forward of a llama"),
+        (about(qk_norm="head", qkv_bias=True, out_bias=True), "vllm", "no bias in the last projection of a qwen3's"),
     ],
 )
 def test_an_engine_that_is_asked_for(tmp_path, capsys, told, engine, sentence):

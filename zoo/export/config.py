@@ -79,6 +79,8 @@ def export(about: Mapping[str, Any], keys: Mapping[str, Any] | None = None) -> E
             found |= spoken(said, kind)
         if table != (kind == "gpt2") or (series and kind not in SERIES):
             continue
+        if series:  # of a type that has no defaults: what a family takes for granted is said
+            found = {**dict(candidates(arguments))[kind], **found}
         if said is not None and said.partial and kind != "gpt_neox":
             apart = apart or ["the part of a head that turns"]
             continue

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.export.config import Exported
+from zoo.hub import families
+from zoo.hub.config import CONFIG, Config
 
 CLOSE = 2e-3
 """What rounding may make of a turned channel, whose angle at position 30 000 is exact to about a thousandth."""
@@ -36,16 +39,37 @@ def unserved(engine: str, said: Exported) -> str | None:
     kind = form["rope_type"]
     if said.layout is None:
         return "it knows no such model, and transformers reads the folder by zoo's own code"
-    if said.code:
-        return None if engine == "lmdeploy" else "it has FoPE in InternS1Pro only, another network"
-    if engine == "lmdeploy":
+    if said.code and engine != "lmdeploy":
+        return "it has FoPE in InternS1Pro only, another network"
+    if engine == "lmdeploy" and not said.code:
         return "it is asked for FoPE only"
+    if (reason := narrower(engine, said.keys)) is not None:
+        return reason
     if kind == "dynamic":
         return "its dynamic scaling is another one, fixed when it starts"
     if kind == "proportional":
         return "it has p-RoPE in Gemma only"
     if engine == "sglang" and kind == "yarn" and form.get("attention_factor") is not None:
         return "it takes no attention_factor in YaRN"
+    return None
+
+
+def narrower(engine: str, keys: Mapping[str, Any]) -> str | None:
+    """What an engine has not in its model of a family, and passes over without a word; None where there is nothing.
+
+    As read in vLLM 0.33, SGLang 0.5.23 and LMDeploy 0.18.
+    """
+    kind = families.kind(keys)
+    layers = keys.get("num_hidden_layers", 0)
+    held = families.windows(Config(Path(CONFIG), keys), kind, layers) if kind in families.WINDOWED else {}
+    if held and engine == "sglang":
+        return f"it has no windows in a {kind}"
+    if held and held["window_layers"] != list(range(layers)):
+        return f"it has windows in all layers of a {kind} or in none"
+    if engine == "sglang" and kind == "llama" and keys.get("mlp_bias"):
+        return "it has no biases in the feed-forward of a llama"
+    if engine == "vllm" and kind == "qwen3" and keys.get("attention_bias"):
+        return "it has no bias in the last projection of a qwen3's attention"
     return None
 
 

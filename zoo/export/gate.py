@@ -71,7 +71,9 @@ def theirs(folder: Path, network: Decoder, *, logits: bool = True, code: bool = 
 
 def waves(network: Decoder, reach: int) -> dict[str, tuple[Tensor, float]]:
     """Frequencies and attention factor of a network for short and for long requests; nothing where none turn."""
-    found = {}
+    found: dict[str, tuple[Tensor, float]] = {}
+    if network.trunk.position.content:  # which says nothing of positions alone
+        return found
     for name, extent in (("short", 1), ("long", reach)):
         at = torch.zeros(1, 1)
         rotation = network.trunk.position(at, at, extent).rotation

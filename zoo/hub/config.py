@@ -39,6 +39,7 @@ PLAIN: Mapping[str, Any] = {
     "rope_interleaved": False,
     "use_mrope": False,
     "is_decoder": None,
+    "auto_map": None,
 }
 """Keys whose one value we have; another is refused. `is_decoder` is either here: a decoder is one anyway."""
 Kind = TypeVar("Kind", int, float, bool, str, list, dict)
@@ -109,7 +110,7 @@ class Config:
 
     def done(self) -> None:
         """Refuse keys that nobody took and that may change numbers."""
-        if "auto_map" in self.keys:
+        if self.keys.get("auto_map"):
             raise ZooError(
                 f"{self.path} belongs to a model that brings its own code (auto_map), which zoo does not run. "
                 "If it is one of a known family, remove that key."

@@ -311,8 +311,7 @@ def network(config: Config) -> Found:
     """The network of a config; a sentence where it is of no known family, or says what is not known."""
     family = kind({**config.keys, "model_type": config.take("model_type", str, "")})
     if family != config.keys.get("model_type"):
-        keys = {**config.keys, "model_type": family, "auto_map": None}  # of ours, and not run here
-        config = Config(config.path, {name: value for name, value in keys.items() if value is not None})
+        config = Config(config.path, {**config.keys, "model_type": family, "auto_map": None})  # ours, and not run here
     if family not in FAMILIES:
         close = near(family, list(FAMILIES))
         hint = f" Did you mean {listing(close)}?" if close else ""
