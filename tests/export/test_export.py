@@ -41,13 +41,16 @@ EXTENSIONS = {
     "LongRoPE": {"factor": 4.0},
     "Resonance": {},
 }
+MOVING = {"LeakyReRoPE": {"factor": 2.0}}
 
 
 def about(position="RoPE", extension=None, base=500.0, **arguments):
     """The description of a network."""
     own = {
         "base": base,
-        **({"extension": {"class_path": extension, "init_args": EXTENSIONS[extension]}} if extension else {}),
+        **(
+            {"extension": {"class_path": extension, "init_args": (EXTENSIONS | MOVING)[extension]}} if extension else {}
+        ),
     }
     node = {"class_path": position, "init_args": own if position in ("RoPE", "pRoPE") else {}}
     reach = {"reach": 256} if extension else {}
@@ -130,10 +133,11 @@ def test_the_length_that_is_said_is_what_each_form_means_by_it():
         (fope(qk_norm="width"), "the nearest differs in .* Try:  --code"),
         (about(qk_norm="width"), "the nearest differs in"),
         (about(head_bias=True), "the nearest differs in head_bias"),
-        (about(norm_at="stream"), r"the nearest differs in norm_at\."),
+        (about(norm_at="stream"), "the nearest differs in norm_at"),
         (about(norm_at="stream", qk_norm="width"), "the nearest differs in norm_at"),
         (about(feed_forward="ReLU"), "the nearest differs in .*feed_forward"),
-        (about(window=9, sinks=2), "no sinks"),
+        (about(window=9, sinks=2), "no sinks.* Try:  --code"),
+        (about(extension="LeakyReRoPE"), "moves positions in every layer's attention.* Try:  --code"),
     ],
 )
 def test_what_no_family_is(told, sentence):
@@ -331,6 +335,29 @@ def test_a_checkpoint_of_ours(tmp_path, capsys):
     assert "vllm serve out --max-model-len 128" in card
     status, said = zoo(capsys, "export", ROOT / "checkpoints/quickstart", "--to", "hf", "--out", tmp_path / "out")
     assert (status, "--overwrite" in said) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["--serve", "vllm"], ["--dual"]])
+def test_no_engine_reads_by_our_code(tmp_path, capsys, words):
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    status, said = zoo(capsys, "export", path, "--to", "hf", "--code", *words)
+    assert (status, "none reads a folder by zoo's own code" in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"architectures": ["ZooForCausalLM"]}, "config.yaml, which is missing"),
+        ({"architectures": 5}, "config.yaml, which is missing"),
+        ({"auto_map": {"AutoModelForCausalLM": "other.Model"}}, "brings its own code"),
+    ],
+)
+def test_a_folder_that_only_says_it_is_ours(tmp_path, capsys, keys, sentence):
+    path = folders.write(tmp_path / "llama", folders.LLAMA)
+    (path / "config.json").write_text(json.dumps({**folders.LLAMA, "model_type": "zoo", **keys}))
+    for words in (["--to", "hf"], ["--to", "hf", "--code"], ["--to", "gguf"]):
+        status, said = zoo(capsys, "export", path, *words)
+        assert (status, sentence in said) == (2, True), said
 
 
 def test_an_extended_hub_folder_keeps_its_files(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Folders that transformers reads by zoo's own code: logits, padding, loss and generation through its own classes."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -51,6 +53,9 @@ def test_logits_and_loss_are_ours(folder, model):
     loss = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
     torch.testing.assert_close(found.loss, loss)
     torch.testing.assert_close(model(TOKENS, logits_to_keep=1).logits, expected[:, -1:])
+    some = torch.tensor([2, 5])
+    torch.testing.assert_close(model(TOKENS, logits_to_keep=some).logits, expected[:, some])
+    torch.testing.assert_close(model(TOKENS, labels=TOKENS, num_items_in_batch=28).loss, loss / 2)  # 14 are scored here
 
 
 @torch.no_grad()
@@ -73,6 +78,16 @@ def test_it_generates(folder, model):
             ids = torch.cat((ids, network(ids)[:, -1:].argmax(-1)), 1)
     assert found.tolist() == ids.tolist()
     assert transformers.AutoTokenizer.from_pretrained(folder)("Hello").input_ids == [72, 101, 108, 108, 111]
+
+
+def test_generation_is_as_the_folder_says(folder, tmp_path):
+    """What is exported of a folder of Hugging Face's keeps that file."""
+    shutil.copytree(folder, tmp_path / "hf")
+    said = transformers.GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=[256, 7])
+    said.save_pretrained(tmp_path / "hf")
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    config = found.generation_config
+    assert (config.max_new_tokens, config.eos_token_id, config.use_cache) == (3, [256, 7], False)
 
 
 @pytest.mark.parametrize(

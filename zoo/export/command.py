@@ -81,6 +81,10 @@ def main(argv: list[str]) -> None:
         raise ZooError("--type is of GGUF files; a folder keeps the types that the weights have.")
     if (options.serve or options.code or options.dual) and options.to == "gguf":
         raise ZooError("--serve, --code and --dual are of folders; llama.cpp serves a GGUF file.   Try:  --to hf")
+    if options.code and (options.serve or options.dual):
+        raise ZooError(
+            "--serve and --dual are for engines, and none reads a folder by zoo's own code.   Try:  no --code"
+        )
     here = Path(os.path.abspath(path))
     stem = here.name.removesuffix(".ckpt").removesuffix(".gguf")
     out = options.out if options.out is not None else here.with_name(stem + {"hf": "-hf", "gguf": ".gguf"}[options.to])

@@ -64,7 +64,7 @@ def export(about: Mapping[str, Any], keys: Mapping[str, Any] | None = None) -> E
     if (form := plugins.load("zoo.kernels", kernel).form) != "softmax":
         raise rope.Unheard(f"The kernel {kernel} computes {form}, and transformers' families have softmax attention.")
     if arguments["sinks"]:
-        raise ZooError("transformers' families have no sinks, which this model's window spares.")
+        raise ZooError(f"transformers' families have no sinks, which this model's window spares.{remote.WAY_OUT}")
     table = position(arguments) == "Learned"
     said = None if table else rope.say(arguments)
     length = arguments["length"]

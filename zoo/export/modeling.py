@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from zoo import checkpoints
 from zoo.decoder import Decoder
@@ -68,6 +69,8 @@ class Model(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise ZooError(f"A model of zoo's is read without {wrong}.   Try:  from_pretrained({str(name)!r})")
         network = cast(Decoder, checkpoints.read(path).network())
         found = cls(config if config is not None else cast(Any, cls).config_class.from_pretrained(path), network).eval()
+        if (path / GENERATION_CONFIG_NAME).is_file():  # of the folder that this one was made of
+            found.generation_config = GenerationConfig.from_pretrained(path, use_cache=False)
         return found if device is None else found.to(device[""] if isinstance(device, dict) else device)
 
     def save_pretrained(self, *args: Any, **others: Any) -> None:
@@ -89,7 +92,8 @@ class Model(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
         **others: Any,
     ) -> CausalLMOutput:
         """Logits, and the mean loss of the tokens after the first where there are labels.
@@ -98,7 +102,9 @@ class Model(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             input_ids: [batch, tokens].
             attention_mask: [batch, tokens], 0 for padding at either end of a row.
             labels: [batch, tokens], -100 where nothing is scored.
-            logits_to_keep: So many of the last tokens only (0: all).
+            logits_to_keep: So many of the last tokens only (0: all), or the indices of some.
+            num_items_in_batch: Scored tokens of all batches before a step: what the sum of losses is divided by, where
+                transformers' Trainer adds several up.
             **others: What transformers says to all of its models; anything that would change a number is refused.
         """
         wrong = {"inputs_embeds", "position_ids", "output_attentions", "output_hidden_states"} & others.keys()
@@ -106,10 +112,15 @@ class Model(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise ZooError(f"A model of zoo's takes tokens and a mask, and no {listing(strange)}.")
         padding, extent = left(attention_mask, input_ids)
         hidden = self.network.hidden(input_ids, padding=padding, extent=extent)
-        logits = self.network.head(hidden[:, -logits_to_keep:] if logits_to_keep and labels is None else hidden)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.network.head(hidden[:, kept] if labels is None else hidden)
         loss = None
         if labels is not None:
-            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction=how
+            )
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         return CausalLMOutput(loss=loss, logits=logits)
 
     def prepare_inputs_for_generation(self, input_ids: Any, attention_mask: Any = None, **others: Any) -> Any:  # type: ignore[override]

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import zoo
-from zoo.hub.families import OWN
+from zoo.hub.arguments import complete
+from zoo.hub.families import CODE, OWN
 
 CONFIGURATION, MODELING = "configuration_zoo.py", "modeling_zoo.py"
 KEYS: Mapping[str, Any] = {
     "model_type": OWN,
-    "auto_map": {
-        "AutoConfig": "configuration_zoo.ZooConfig",
-        "AutoModelForCausalLM": "modeling_zoo.ZooForCausalLM",
-    },
+    "auto_map": CODE,
 }
 """What a config.json says of them."""
 WAY_OUT = "   Try:  --code, a folder that transformers reads by zoo's own code"
@@ -62,15 +60,14 @@ class ZooForCausalLM(Model):
 
 def keys(about: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a folder that zoo itself reads by its config.yaml: what other programs look for, no more."""
-    arguments = about["network"]["init_args"]
-    heads = arguments.get("heads", 8)
+    arguments = complete(about["network"]["init_args"])
     return {
         **KEYS,
         "architectures": ["ZooForCausalLM"],
         "vocab_size": arguments["vocabulary"],
-        "hidden_size": arguments.get("dim", 512),
-        "num_hidden_layers": arguments.get("layers", 8),
-        "num_attention_heads": heads,
-        "num_key_value_heads": arguments.get("kv_heads") or heads,
-        "max_position_embeddings": arguments.get("reach") or arguments.get("length", 1024),
+        "hidden_size": arguments["dim"],
+        "num_hidden_layers": arguments["layers"],
+        "num_attention_heads": arguments["heads"],
+        "num_key_value_heads": arguments["kv_heads"] or arguments["heads"],
+        "max_position_embeddings": arguments["reach"] or arguments["length"],
     }

@@ -78,7 +78,9 @@ def say(arguments: Mapping[str, Any]) -> Said:
     if name not in ("RoPE", "pRoPE"):
         raise Unheard(f"The encoding {name} is none that transformers' models have.")
     if own.get("pairing", "half") != "half":
-        raise ZooError("RoPE with interleaved pairs is none that transformers' models have: theirs are halves.")
+        raise ZooError(
+            f"RoPE with interleaved pairs is none that transformers' models have: theirs are halves.{remote.WAY_OUT}"
+        )
     length, reach = arguments["length"], arguments["reach"] or arguments["length"]
     theta, part = float(own.get("base", 10000.0)), float(own.get("fraction", 1.0 if name == "RoPE" else 0.75))
     extension = own.get("extension")
@@ -88,7 +90,9 @@ def say(arguments: Mapping[str, Any]) -> Said:
     method, numbers = extension["class_path"], dict(extension.get("init_args") or {})
     if name == "pRoPE":
         if method != "Linear":
-            raise ZooError(f"p-RoPE with {method} is none that transformers' models have; with Linear it is.")
+            raise ZooError(
+                f"p-RoPE with {method} is none that transformers' models have; with Linear it is.{remote.WAY_OUT}"
+            )
         return Said(theta, {"rope_type": "proportional", "factor": float(numbers["factor"])}, part, reach)
     if method in NATIVE:
         width = int(part * (arguments["head_dim"] or arguments["dim"] // arguments["heads"]))
@@ -180,7 +184,10 @@ def divided(arguments: Mapping[str, Any], method: str, theta: float, part: float
     plain, _ = waves({**arguments, "position": without(arguments["position"])}, length)
     (near, gain), (far, factor) = waves(arguments, length), waves(arguments, max(reach, length + 1))
     if gain != factor:
-        raise ZooError(f"{method} has an attention factor that depends on the request, which no form of theirs has.")
+        raise ZooError(
+            f"{method} has an attention factor that depends on the request, which no form of theirs has."
+            f"{remote.WAY_OUT}"
+        )
     count = len(plain)
     if torch.equal(near, far) and factor == 1 and count > 1:
         base = float(theta * (plain[-1] / far[-1]) ** (count / (count - 1)))
@@ -206,7 +213,9 @@ def waves(arguments: Mapping[str, Any], extent: int) -> tuple[torch.Tensor, floa
     rotation = encoding(arguments).double()(at, at, extent).rotation
     if rotation is None:
         name = arguments["position"]["init_args"]["extension"]["class_path"]
-        raise ZooError(f"{name} moves positions in every layer's attention, which no form of theirs has.")
+        raise ZooError(
+            f"{name} moves positions in every layer's attention, which no form of theirs has.{remote.WAY_OUT}"
+        )
     return rotation.frequencies[0].double(), float(rotation.factor)
 
 

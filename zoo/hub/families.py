@@ -297,12 +297,18 @@ FAMILIES: dict[str, tuple[str, Callable[[Config], Found]]] = {
 
 OWN = "zoo"
 """The model_type of folders that transformers reads by code of ours; the family is told by the architecture."""
+CODE: Mapping[str, str] = {
+    "AutoConfig": "configuration_zoo.ZooConfig",
+    "AutoModelForCausalLM": "modeling_zoo.ZooForCausalLM",
+}
+"""Their auto_map; with another one they are not ours, whatever their type."""
 
 
 def kind(keys: Mapping[str, Any]) -> str:
     """The family of a config, by model_type; whatever else it says where it is of none."""
     if keys.get("model_type") == OWN:
-        named = keys.get("architectures") or [""]
+        named = keys.get("architectures")
+        named = named if isinstance(named, list) else []
         return next((family for family, (architecture, _) in FAMILIES.items() if architecture in named), OWN)
     return str(keys.get("model_type"))
 
@@ -311,7 +317,15 @@ def network(config: Config) -> Found:
     """The network of a config; a sentence where it is of no known family, or says what is not known."""
     family = kind({**config.keys, "model_type": config.take("model_type", str, "")})
     if family != config.keys.get("model_type"):
-        config = Config(config.path, {**config.keys, "model_type": family, "auto_map": None})  # ours, and not run here
+        keys = {**config.keys, "model_type": family}
+        if keys.get("auto_map") == CODE:  # which is not run here
+            del keys["auto_map"]
+        config = Config(config.path, keys)
+    elif family == OWN:
+        raise ZooError(
+            f"{config.path} says that zoo made this folder, and not which family it is of: that stands in its "
+            "config.yaml, which is missing."
+        )
     if family not in FAMILIES:
         close = near(family, list(FAMILIES))
         hint = f" Did you mean {listing(close)}?" if close else ""
