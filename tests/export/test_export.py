@@ -19,7 +19,7 @@ from zoo.data.tokenizer import Tokenizer, load, merges, train
 from zoo.errors import ZooError
 from zoo.export import rope
 from zoo.export.config import export
-from zoo.export.engines import derived
+from zoo.export.engines import command, derived
 from zoo.export.tokenizer import TRIED, portable
 from zoo.hub.arguments import complete
 from zoo.hub.foreign import Foreign
@@ -314,6 +314,10 @@ def test_the_length_that_vllm_derives():
     lengths = {name: derived(export(about(extension=name)).keys, 256) for name in EXTENSIONS}
     assert lengths == dict.fromkeys(EXTENSIONS, 256) | {"DynamicNTK": 128}
     assert derived(export(about(extension="YaRN")).keys, 100) == 100
+    said = export(about(extension="Linear"))
+    said.keys["rope_parameters"]["factor"] = 3.99
+    assert command("vllm", said, "x", 256) == "vllm serve x --max-model-len 255"
+    assert command("sglang", said, "x", 256).endswith("--context-length 256")
 
 
 def test_a_vision_transformer_is_none():

@@ -84,10 +84,10 @@ def router(beside: Path, found: dict[str, Listing], said: dict[str, Exported], c
     for engine in engines.SERVERS:
         if any(engines.unserved(engine, each) for each in said.values()):
             continue
-        words = [
-            f"{engines.command(engine, shlex.quote(f'{name}/{each}'), reach(found[each]))} --port {PORT + number}"
-            for number, each in enumerate((SHORT, LONG))
-        ]
+        words = []
+        for number, each in enumerate((SHORT, LONG)):
+            start = engines.command(engine, said[each], shlex.quote(f"{name}/{each}"), reach(found[each]))
+            words.append(f"{start} --port {PORT + number}")
         lines.append("```bash\n" + " &\n".join(words) + "\n```")
     rule = f"port = {PORT} if prompt_tokens + max_new_tokens <= {rows[0]['up_to']} else {PORT + 1}"
     lines.append(f"```python\n{rule}\n```")

@@ -86,10 +86,13 @@ def derived(keys: Mapping[str, Any], limit: int | None = None) -> int:
     return int(length * (form.get("factor") or 1.0)) if form.get("rope_type") in SCALED else length
 
 
-def command(engine: str, folder: str, reach: int) -> str:
-    """What starts a server; it says the length, since engines derive different ones from one config."""
+def command(engine: str, said: Exported, folder: str, reach: int) -> str:
+    """What starts a server; it says the length, since engines derive different ones from one config.
+
+    vLLM does not start with a longer one than it derives, and what it derives of a factor is rounded.
+    """
     return {
-        "vllm": f"vllm serve {folder} --max-model-len {reach}",
+        "vllm": f"vllm serve {folder} --max-model-len {min(reach, derived(said.keys, reach))}",
         "sglang": f"python -m sglang.launch_server --model-path {folder} --context-length {reach}",
         "lmdeploy": f"lmdeploy serve api_server {folder} --backend pytorch --trust-remote-code --session-len {reach}",
     }[engine]
@@ -108,7 +111,7 @@ def uses(said: Exported, name: str, reach: int, only: str | None = None) -> list
     for engine in (*SERVERS, "lmdeploy"):
         reason = unserved(engine, said)
         if only in (None, engine) and reason is None:
-            lines.append(f"```bash\n{command(engine, shlex.quote(name), reach)}\n```")
+            lines.append(f"```bash\n{command(engine, said, shlex.quote(name), reach)}\n```")
         elif only is None and engine != "lmdeploy":
             lines.append(f"Not by {NAMES[engine]}: {reason}.")
     if said.code:
