@@ -468,6 +468,9 @@ def test_tokenizers():
     plain = Tokenizer("bytes")
     text, end = portable(plain)
     assert Foreign("x", text, end=end).encode("añ") == plain.encode("añ")
+    spaces = Tokenizer("spaces", own.ranks, r"\s+|\S+")  # splits by a rule of its own
+    text, end = portable(spaces)
+    assert Foreign("x", text, end=end).encode(TRIED) == spaces.encode(TRIED) != own.encode(TRIED)
 
 
 @pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed: pip install positionzoo[gguf]")
@@ -501,6 +504,12 @@ def test_a_file_of_llama_cpp_s(tmp_path, capsys):
         assert Tokenizer.restore(found.about["tokenizer"]).encode("def f(x):") == Tokenizer.restore(
             checkpoints.read(quickstart).about["tokenizer"]
         ).encode("def f(x):")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["None.gguf", "bfloat16.gguf"]
+    status, said = zoo(capsys, "export", quickstart, "--to", "hf", "--out", tmp_path / "folder")
+    assert status == 0, said
+    status, said = zoo(capsys, "export", tmp_path / "folder", "--to", "gguf", "--out", tmp_path / "folder.gguf")
+    assert status == 0, said
+    one, other = (checkpoints.listed(tmp_path / f"{name}.gguf").about["tokenizer"] for name in ("None", "folder"))
+    assert Tokenizer.restore(one).digest == Tokenizer.restore(other).digest
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".gguf", ".gguf", ".gguf"]
     for words in (["--out", tmp_path / "x"], ["--out", tmp_path / "None.gguf"]):
         assert zoo(capsys, "export", quickstart, "--to", "gguf", *words)[0] == 2

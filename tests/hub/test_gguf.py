@@ -118,13 +118,21 @@ def test_ropes_come_back(tmp_path, rope, family):
 def test_a_changed_base_is_a_base_and_other_waves_are_divisors(tmp_path):
     folder, _ = both(tmp_path, folders.LLAMA)
     source = checkpoints.listed(folder)
-    for extension, name in (("NTK", None), ("ByParts", "rope_freqs.weight")):
+    exact = {"truncate": False, "fast": 9.0, "slow": 0.8}  # a ramp that llama.cpp, which rounds it, does not have
+    for extension, own, name in (
+        ("NTK", {}, None),
+        ("ByParts", {}, "rope_freqs.weight"),
+        ("YaRN", {**exact, "truncate": True}, None),
+        ("YaRN", exact, "rope_factors_long.weight"),
+    ):
         arguments = source.about["network"]["init_args"]
-        arguments["position"]["init_args"]["extension"] = {"class_path": extension, "init_args": {"factor": 4.0}}
+        arguments["position"]["init_args"]["extension"] = {"class_path": extension, "init_args": {"factor": 4.0, **own}}
         arguments["reach"] = 256
         write(tmp_path / "more.gguf", source)
         tensors = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "more.gguf").tensors}
-        assert (name in tensors) == (name is not None)
+        assert {each for each in tensors if each.startswith("rope")} - {"rope_factors_short.weight"} == (
+            {name} if name else set()
+        )
         tokens = torch.arange(100)[None]
         with torch.no_grad():
             expected = checkpoints.build(source.about["network"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from zoo.data.tokenizer import END, Tokenizer, merges, spelled
+from zoo.data.tokenizer import END, PATTERN, Tokenizer, merges, spelled
 from zoo.errors import ZooError
 from zoo.hub.foreign import Foreign
 
@@ -40,10 +40,12 @@ def built(tokenizer: Tokenizer) -> str:
     names = spelled(ranks)
     pairs = [(names[left], names[right]) for left, right in merges(ranks)]
     found = Library(models.BPE({names[token]: rank for token, rank in ranks.items()}, pairs, ignore_merges=True))
-    byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    # tiktoken's possessive quantifiers mean the same as plain ones where nothing that follows could match less.
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    found.pre_tokenizer = pre_tokenizers.Sequence([split, byte])
+    if pattern == PATTERN:  # by its name in that library, which others look for, those that write a GGUF file too
+        found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    else:
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        found.pre_tokenizer = pre_tokenizers.Sequence([split, byte])
     found.decoder = decoders.ByteLevel()
     text = json.loads(found.to_str())
     special = {"id": tokenizer.end, "content": END, "special": True, "single_word": False, "lstrip": False}

@@ -157,7 +157,7 @@ def described(node: Mapping[str, Any], geometry: Geometry, reach: int) -> tuple[
         return keys, {}
     if name == "Linear":
         return {**keys, **scaled, "rope.scaling.factor": own["factor"]}, {}
-    if name == "YaRN":
+    if name == "YaRN" and torch.allclose(waves, rounded(node, geometry).request(reach)[0], rtol=1e-6, atol=0):
         scaled |= {"rope.scaling.factor": own["factor"], "rope.scaling.attn_factor": gain / temper(own["factor"])}
         scaled |= {f"rope.scaling.yarn_beta_{end}": own[end] for end in ("fast", "slow") if end in own}
         return {**keys, **scaled}, {}
@@ -170,6 +170,13 @@ def described(node: Mapping[str, Any], geometry: Geometry, reach: int) -> tuple[
     if torch.allclose(waves[0], base ** (-torch.arange(count) / count), rtol=1e-6, atol=0):  # NTK, ABF
         return {**keys, "rope.freq_base": base}, {}
     return keys, {DIVISORS: divisors}
+
+
+def rounded(node: Mapping[str, Any], geometry: Geometry) -> Any:
+    """The encoding with the ramp of its YaRN from one whole wave to another, as llama.cpp has it always."""
+    extension = node["init_args"]["extension"]
+    own = {**(extension.get("init_args") or {}), "truncate": True}
+    return built({**node, "init_args": {**node["init_args"], "extension": {**extension, "init_args": own}}}, geometry)
 
 
 def built(node: Mapping[str, Any], geometry: Geometry) -> Any:
