@@ -2,7 +2,8 @@
 
     python tests/benchmarks/long_books.py FOLDER --out DIR --methods all --books tune      # choose
     python tests/benchmarks/long_books.py FOLDER --out DIR --methods none YaRN --books report
-    python tests/benchmarks/long_books.py FOLDER --out DIR --books report --table --picture books.png
+    python tests/benchmarks/long_books.py FOLDER --out DIR --methods none YaRN --books report:2 --to 32k --length 32k
+    python tests/benchmarks/long_books.py FOLDER --out DIR --books report --length 12k 32k --table --picture books.png
 
 FOLDER is any checkpoint whose encoding is RoPE. Each method is `zoo extend FOLDER --to LENGTH --method METHOD`; what
 was read is kept in --out, a file for each text, so that several of these may run at once and any may be stopped. Books
@@ -103,46 +104,46 @@ def read(options: argparse.Namespace, shared: Path) -> None:
                 return torch.cat([reader().losses(row[None]) for row in cut])
 
             keep("wikitext2", windows)
-        for book in books(shared, options.books):
+        for length, book in itertools.product(options.length, books(shared, options.books)):
 
-            def whole(book: Path = book) -> torch.Tensor:
-                ids = reader().tokenizer.encode(text(book)[: 16 * options.length])[: options.length + 1]
+            def whole(length: int = length, book: Path = book) -> torch.Tensor:
+                ids = reader().tokenizer.encode(text(book)[: 16 * length])[: length + 1]
                 return reader().losses(torch.tensor([ids]))[0]
 
-            keep(f"{book.name.partition('.')[0]}.{short(options.length)}", whole)
+            keep(f"{book.name.partition('.')[0]}.{short(length)}", whole)
 
 
 def table(options: argparse.Namespace, shared: Path) -> str:
     """Mean loss by position in Markdown, and the guard's perplexity; the last column but one is the goal's."""
-    found = losses(options, shared)
-    cuts = [cut for cut in CUTS if cut <= options.length]
-    heads = [f"{first}-{last - 1}" for first, last in itertools.pairwise(cuts)]
+    spans = list(itertools.pairwise(cut for cut in CUTS if cut <= max(options.length)))
+    heads = [f"{first}-{last - 1}" for first, last in spans]
     goal = "8192-12287 over 6144-8191"
     lines = [f"| | books | {' | '.join(heads)} | {goal} | WikiText-2 |", "|---" * (len(heads) + 4) + "|"]
-    for method, rows in found.items():
-        means = [f"{rows[:, first:last].mean():.4f}" for first, last in itertools.pairwise(cuts)]
-        guard = options.out / "losses" / f"{method}.wikitext2.npy"
-        guarded = f"{np.exp(np.load(guard).mean()):.3f}" if guard.exists() else ""
-        ratio = rows[:, 8192:12288].mean() / rows[:, 6144:8192].mean() - 1
-        lines.append(f"| {method} | {len(rows)} | {' | '.join(means)} | {100 * ratio:+.1f} % | {guarded} |")
+    for length in options.length:
+        for method, rows in losses(options, shared, length).items():
+            means = [f"{rows[:, first:last].mean():.4f}" if last <= length else "" for first, last in spans]
+            guard = options.out / "losses" / f"{method}.wikitext2.npy"
+            guarded = f"{np.exp(np.load(guard).mean()):.3f}" if guard.exists() else ""
+            ratio = rows[:, 8192:12288].mean() / rows[:, 6144:8192].mean() - 1
+            lines.append(f"| {method} | {len(rows)} | {' | '.join(means)} | {100 * ratio:+.1f} % | {guarded} |")
     return "\n".join(lines)
 
 
-def losses(options: argparse.Namespace, shared: Path) -> dict[str, np.ndarray]:
+def losses(options: argparse.Namespace, shared: Path, length: int) -> dict[str, np.ndarray]:
     """Of every method that has read all of the books, or all that any has: [books, tokens]."""
-    root, length = options.out / "losses", short(options.length)
+    root, end = options.out / "losses", short(length)
     names = [path.name.partition(".")[0] for path in books(shared, options.books)]
     found: dict[str, list[np.ndarray]] = {}
     for name in names:
-        for file in sorted(root.glob(f"*.{name}.{length}.npy")):
-            found.setdefault(file.name.removesuffix(f".{name}.{length}.npy"), []).append(np.load(file))
+        for file in sorted(root.glob(f"*.{name}.{end}.npy")):
+            found.setdefault(file.name.removesuffix(f".{name}.{end}.npy"), []).append(np.load(file))
     most = max(map(len, found.values()), default=0)
     read = {method: np.stack(own) for method, own in found.items() if len(own) == most}
     return dict(sorted(read.items(), key=lambda item: item[0] != options.checkpoint.name))  # the untouched one first
 
 
-def picture(options: argparse.Namespace, shared: Path, step: int = 512) -> None:
-    """Mean loss over the position, in steps of so many tokens, a line for each method."""
+def picture(options: argparse.Namespace, shared: Path) -> None:
+    """Mean loss over the position, a panel for each length, and in it a line for each method."""
     from matplotlib import style
 
     from zoo import checkpoints
@@ -150,20 +151,26 @@ def picture(options: argparse.Namespace, shared: Path, step: int = 512) -> None:
     from zoo.evaluate.ink import LOOK, WIDTH, panel, png, sheet
 
     trained_on = checkpoints.listed(options.checkpoint).about["network"]["init_args"]["length"]
-    drawn = []
-    for order, (method, rows) in enumerate(losses(options, shared).items()):
-        means = rows[:, : rows.shape[1] // step * step].reshape(len(rows), -1, step).mean((0, 2))
-        drawn.append(series(method, order, [((n + 0.5) * step, float(y), None, None) for n, y in enumerate(means)]))
+    high = 3.95
     with style.context(["default", LOOK]):
-        figure = sheet(3.95)
-        axes = panel(figure, 0.62, WIDTH - margin(drawn))
-        plot(axes, drawn)
-        axes.set_xlim(0, options.length)
-        axes.set_xticks(range(0, options.length + 1, 2048), [short(n) for n in range(0, options.length + 1, 2048)])
-        title(axes, "loss, nats per token")
-        axes.set_xlabel("position in the book, tokens")
-        trained({"checkpoints": [{"name": drawn[0].name, "trained": trained_on}]}, axes)
-        ends(axes, drawn)
+        figure = sheet(high * len(options.length))
+        for above, length in enumerate(reversed(options.length)):
+            found = losses(options, shared, length)
+            count = len(next(iter(found.values())))
+            step = 512 * max(1, length // 12288)
+            drawn = []
+            for order, (method, rows) in enumerate(found.items()):
+                means = rows[:, : rows.shape[1] // step * step].reshape(len(rows), -1, step).mean((0, 2))
+                drawn.append(series(method, order, [((n + 0.5) * step, y, None, None) for n, y in enumerate(means)]))
+            axes = panel(figure, 0.62, WIDTH - margin(drawn), bottom=0.52 + high * above)
+            plot(axes, drawn)
+            axes.set_xlim(0, length)
+            ticks = range(0, length + 1, 2048 * max(1, length // 12288))
+            axes.set_xticks(ticks, [short(tick) for tick in ticks])
+            title(axes, f"loss, nats per token: mean of {count} books, in steps of {step} tokens")
+            axes.set_xlabel("position in the book, tokens")
+            trained({"checkpoints": [{"name": drawn[0].name, "trained": trained_on}]}, axes)
+            ends(axes, drawn)
         options.picture.write_bytes(png(figure))
 
 
@@ -176,7 +183,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="of a single method: name=value")
     parser.add_argument("--books", default="tune:2")
     parser.add_argument("--to", type=lengths.length, default=16384)
-    parser.add_argument("--length", type=lengths.length, default=12288)
+    parser.add_argument("--length", type=lengths.length, nargs="+", default=[12288], help="tokens of a book")
     parser.add_argument("--guard", action="store_true", help="read WikiText-2 as well")
     parser.add_argument("--table", action="store_true", help="show what was read, and read nothing")
     parser.add_argument("--picture", type=Path, help="with --table: a PNG too")
