@@ -9,6 +9,7 @@ that recomputes would lose such gradients in silence.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -256,6 +257,24 @@ class Logits(Bias):
         h = torch.arange(self.first, self.first + self.count, device=logits.device).view(-1, 1, 1)
         i = torch.arange(rows.start, rows.stop, device=logits.device)
         return self.value(logits, q, k, h, i, visible, scale, *self.tensors)
+
+
+class Banded(Logits, ABC):
+    """Dot products of queries and keys that are turned otherwise in each band of pairs (ReRoPE, SelfExtend).
+
+    As a map of the logits it serves whoever has whole rows; whoever does not turns everything once and asks which band
+    a pair is in.
+    """
+
+    anew = True
+
+    @abstractmethod
+    def turned(self, q: Tensor, k: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """All queries [batch, heads, tokens, width] and all keys as each of the bands has them."""
+
+    @abstractmethod
+    def band(self, rows: slice, columns: slice) -> Tensor:
+        """The number of the band of each pair, [1 or batch, rows, columns]."""
 
 
 LADDER: tuple[type[Bias], ...] = (Slopes, Toeplitz, Pointwise, Dense, Logits)

@@ -1,17 +1,19 @@
 """Tiled: exact attention in memory linear in the length, on any device, with the gradients of any bias.
 
 The work is done by blocks of queries and tiles of keys (`zoo_kernels.tiles`); a map of the logits wants whole rows and
-is computed by those (`zoo_kernels.rows`).
+is computed by those (`zoo_kernels.rows`), unless all that it does is to turn queries and keys otherwise in some bands.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from zoo.bias import Banded, Bias, Logits
 from zoo.kernel import Kernel, Mask
-from zoo.position import Bias, Geometry, Logits
+from zoo.position import Geometry
 from zoo_kernels.rows import rowwise
-from zoo_kernels.tiles import Dot, tiled
+from zoo_kernels.tiles import Bands, Dot, tiled
 
 
 class Tiled(Kernel):
@@ -38,6 +40,12 @@ class Tiled(Kernel):
     ) -> Tensor:
         self.check(bias)
         mask = mask or Mask()
+        if isinstance(bias, Banded) and q.shape[2] > self.block and len(bias.band(slice(0, 1), slice(0, 1))) == 1:
+            exact = torch.promote_types(q.dtype, torch.float32)
+            turned = zip(*bias.turned(q.to(exact), k.to(exact)), strict=True)
+            queries, keys = (torch.cat(each, -1) for each in turned)
+            score = Bands(scale, bias, q.shape[3])
+            return tiled(queries, keys, v.to(exact), None, mask, score, self.block).to(q.dtype)
         if isinstance(bias, Logits):
             block = min(self.block, max(q.shape[2] // 8, 64)) if mask.causal else self.block
             return rowwise(q, k, v, bias=bias, mask=mask, scale=scale, block=block)

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from zoo.bias import Banded, Bias, Dense
 from zoo.kernel import Mask
-from zoo.position import Bias, Dense
 from zoo_kernels.profile import diagonal, diagonals, profile, skewed, weavable
 from zoo_kernels.rows import blocks, exact, once, ordered
 
@@ -43,6 +43,10 @@ class Score:
     def keys(self, x: Tensor) -> Tensor:
         """All keys, [batch, groups, keys, width], in the type of the arithmetic, as `onto` wants them."""
         return x.contiguous()
+
+    def at(self, rows: slice, columns: slice) -> Score:
+        """The score of a tile, where that depends on which one it is."""
+        return self
 
     def onto(self, logits: Tensor, q: Tensor, k: Tensor) -> None:
         """Add the score, to the base of two, to [parts, rows, columns], of q [parts, rows, width] and k likewise."""
@@ -79,6 +83,50 @@ class Dot(Score):
             dq *= self.scale
         if dk is not None:
             dk /= LOG2E  # the queries had it
+
+
+class Bands(Dot):
+    """The dot product of that part of queries and keys which belongs to the band of a pair.
+
+    Args:
+        scale: Of the logits.
+        bias: Which band that is; positions are those of all examples.
+        width: Of each of the parts, which lie beside each other in queries and keys.
+    """
+
+    def __init__(self, scale: float, bias: Banded, width: int) -> None:
+        super().__init__(scale)
+        self.bias, self.width = bias, width
+
+    def at(self, rows: slice, columns: slice) -> Score:
+        return Band(self.bias.band(rows, columns)[0], self.width)
+
+
+class Band(Score):
+    """Of one tile, most of which lie in one band as a whole; `of` are the numbers of bands, [rows, columns]."""
+
+    def __init__(self, of: Tensor, width: int) -> None:
+        first, last = (int(end) for end in of.aminmax())
+        there = [(number, of == number) for number in range(first, last + 1)] if first < last else [(first, None)]
+        self.parts = [(slice(width * number, width * (number + 1)), held) for number, held in there]
+
+    def onto(self, logits: Tensor, q: Tensor, k: Tensor) -> None:
+        for part, held in self.parts:
+            if held is None:
+                logits.baddbmm_(q[..., part], k[..., part].mT)
+            else:
+                score = (q[..., part] @ k[..., part].mT).unflatten(1, (-1, len(held)))
+                logits.unflatten(1, (-1, len(held))).add_(score.masked_fill_(~held, 0.0))
+
+    def pull(self, tilt: Tensor, q: Tensor, k: Tensor, dq: Tensor | None, dk: Tensor | None) -> None:
+        for part, held in self.parts:
+            own = tilt
+            if held is not None:
+                own = tilt.unflatten(1, (-1, len(held))).masked_fill(~held, 0.0).view_as(tilt)
+            if dq is not None:
+                dq[..., part].baddbmm_(own, k[..., part])
+            if dk is not None:
+                dk[:, part].baddbmm_(q[..., part].mT, own)
 
 
 @torch.compiler.disable
@@ -215,6 +263,7 @@ class Job:
 
     def logits(
         self,
+        score: Score,
         out: Tensor,
         flat: Tensor,
         q: Tensor,
@@ -228,7 +277,7 @@ class Job:
             out.copy_(level)
         else:
             torch.add(level, added, alpha=LOG2E, out=out)
-        self.score.onto(flat, q, k)
+        score.onto(flat, q, k)
         if hidden is not None:
             out += hidden
 
@@ -269,13 +318,13 @@ class Additive(torch.autograd.Function):
                 for p in job.parts(rows, columns, q, k.shape[1])
             ]
             for here, hidden, alive in job.tiles(rows, columns, q):
-                added = job.added(tensors, rows, here, q.shape[2])
+                added, score = job.added(tensors, rows, here, q.shape[2]), job.score.at(rows, here)
                 for part, part_q, part_k, part_v, high, sums, means, flat_means in works:
                     if not alive[part.batch.start % len(alive)]:
                         continue
                     weights, flat, _, _ = space.cut(part, rows, here)
                     extra = part.of(added), part.of(hidden)
-                    job.logits(weights, flat, part_q, part_k[:, here], part.of(ground), *extra)
+                    job.logits(score, weights, flat, part_q, part_k[:, here], part.of(ground), *extra)
                     now = torch.maximum(high, weights.amax(-1, keepdim=True))
                     fade = high.sub_(now).exp2_()
                     weights.sub_(now).exp2_()
@@ -324,13 +373,14 @@ class Additive(torch.autograd.Function):
                     if learned and added is not None:
                         below = torch.empty_like(added) if full else torch.zeros_like(added)
                     under = line[:, diagonal(rows, here, q.shape[2])] if line is not None else None
+                    score = job.score.at(rows, here)
                     for part, part_q, part_k, part_v, lower, part_push, means, part_pull in works:
                         if not alive[part.batch.start % len(alive)]:
                             continue
                         weights, flat, _, _ = first.cut(part, rows, here)
                         slope, tilt, margin, skew = second.cut(part, rows, here)
                         extra = part.of(added), part.of(hidden)
-                        job.logits(weights, flat, part_q, part_k[:, here], lower, *extra)
+                        job.logits(score, weights, flat, part_q, part_k[:, here], lower, *extra)
                         weights.exp2_()
                         if want_v:
                             part.keys(dv)[..., here].baddbmm_(part_push.mT, flat)
@@ -338,7 +388,7 @@ class Additive(torch.autograd.Function):
                         tilt.baddbmm_(part_push, part_v[:, here].mT)
                         slope *= weights
                         own = part_pull if want_q else None, part.keys(dk)[..., here] if want_k else None
-                        job.score.pull(tilt, part_q, part_k[:, here], *own)
+                        score.pull(tilt, part_q, part_k[:, here], *own)
                         if under is not None:
                             margin.zero_()
                             under[part.heads] += diagonals(skew).view(*slope.shape[:2], -1).sum(0)

@@ -3,8 +3,8 @@
 A rotation tells the distance of a query from a key, and a model knows the distances of its training. Here the waves
 stay as they are, and positions are mapped, pairs that are near by one map and pairs that are far by another. A rotation
 of its own for each band of pairs is no rotation of queries and keys, so this is a map of the logits, which are made
-anew from what is not rotated yet; a cache therefore holds plain keys. A block of queries makes the logits of a band
-only for the columns from the first to the last that the band holds, so that most logits are made once.
+anew from what is not rotated yet; a cache therefore holds plain keys. Where whole rows are at hand the logits of a band
+are made only for the columns from the first to the last that the band holds, so that most logits are made once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from zoo.bias import Banded
 from zoo.errors import ZooError
 from zoo.extension import Extension, Series
 from zoo.kernel import grouped
-from zoo.position import EXACT, Geometry, Logits, Rotation
+from zoo.position import EXACT, Geometry, Rotation
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Band:
     queries: Callable[[Tensor], Tensor]
     keys: Callable[[Tensor], Tensor]
     holds: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+Holds = tuple[Callable[[Tensor, Tensor], Tensor] | None, ...]
+"""What each band holds."""
 
 
 def same(positions: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ class Relocation(Extension, ABC):
         return found
 
 
-class Relocated(Logits):
+class Relocated(Banded):
     """Logits of queries and keys that are rotated at the positions of the bands that they meet in.
 
     Tables are those of the encoding at the mapped positions, [1 or batch, 1, tokens, pairs] for each band.
@@ -121,7 +126,6 @@ class Relocated(Logits):
         heads: Query heads.
     """
 
-    anew = True
     rotation: Rotation
     """Of the queries in the first band; for reading, as it is used through `tensors`."""
 
@@ -141,9 +145,32 @@ class Relocated(Logits):
         self.rotation = turned[0][0]
         tables = [table for pair in turned for each in pair for table in (each.cos, each.sin)]
         at = [part[..., 0].view(-1, 1, part.shape[-2]) for part in (queries, keys)]
-        holds = tuple(band.holds for band in bands)
-        value = partial(scored, holds=holds, interleaved=self.rotation.interleaved)
+        self.holds, self.interleaved = tuple(band.holds for band in bands), self.rotation.interleaved
+        value = partial(scored, holds=self.holds, interleaved=self.interleaved)
         super().__init__(value, (*at, *tables), heads=heads)
+
+    def turned(self, q: Tensor, k: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (rotated(q, *four[:2], self.interleaved), rotated(k, *four[2:], self.interleaved))
+            for four in zip(*[iter(self.tensors[2:])] * 4, strict=True)
+        ]
+
+    def band(self, rows: slice, columns: slice) -> Tensor:
+        queries, keys = self.tensors[:2]
+        return numbers(queries[:, 0, rows, None], keys[..., columns], self.holds)
+
+
+def numbers(i: Tensor, j: Tensor, holds: Holds) -> Tensor:
+    """The number of the band of each pair, given where queries and keys stand and what the bands hold."""
+    found = torch.full_like(i - j, len(holds) - 1, dtype=torch.int8)
+    for number, hold in reversed(list(enumerate(holds))):
+        found = found.fill_(number) if hold is None else found.masked_fill_(hold(i, j), number)
+    return found
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Queries or keys [batch, heads, tokens, width], turned by tables [1 or batch, 1, tokens, pairs]."""
+    return Rotation(cos, sin, cos.new_empty(0), interleaved=interleaved).apply(x)
 
 
 def scored(
@@ -157,7 +184,7 @@ def scored(
     queries: Tensor,
     keys: Tensor,
     *tables: Tensor,
-    holds: tuple[Callable[[Tensor, Tensor], Tensor] | None, ...],
+    holds: Holds,
     interleaved: bool,
 ) -> Tensor:
     """The logits of some rows, in place of those of un-rotated queries and keys.
@@ -176,22 +203,17 @@ def scored(
         holds: Of each band.
         interleaved: Pairs of channels are neighbours.
     """
-
-    def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return Rotation(cos, sin, cos.new_empty(0), interleaved=interleaved).apply(x)
-
-    here, there = queries[..., i].unsqueeze(-1), keys[..., None, : logits.shape[-1]]
-    found, free = logits.new_zeros(logits.shape), torch.ones_like(here - there, dtype=torch.bool)
-    for number, hold in enumerate(holds):
+    of = numbers(queries[..., i].unsqueeze(-1), keys[..., None, : logits.shape[-1]], holds)
+    found = logits.new_zeros(logits.shape)
+    for number in range(len(holds)):
         cos_q, sin_q, cos_k, sin_k = tables[4 * number : 4 * number + 4]
-        held = free if hold is None else free & hold(here, there)
-        free = free & ~held
+        held = of == number
         some = (held if visible is None else held & visible).flatten(0, -2).any(0).nonzero()
         if not len(some):
             continue
         part = slice(int(some[0]), int(some[-1]) + 1)
-        one = rotated(q, cos_q[:, :, i], sin_q[:, :, i])
-        other = rotated(k[:, :, part], cos_k[:, :, part], sin_k[:, :, part])
+        one = rotated(q, cos_q[:, :, i], sin_q[:, :, i], interleaved)
+        other = rotated(k[:, :, part], cos_k[:, :, part], sin_k[:, :, part], interleaved)
         score = grouped(one, other.mT) * scale
         found[..., part] = torch.where(held[..., part], score, found[..., part])
     return found

@@ -6,6 +6,8 @@ from functools import partial
 
 import pytest
 import torch
+from zoo_kernels import tiles
+from zoo_kernels.rows import rowwise
 from zoo_kernels.tiled import Tiled
 from zoo_positions import relocation
 from zoo_positions.rope import PoPE, RoPE, pRoPE
@@ -107,9 +109,7 @@ def attended(rope, kernel, q, k, v, positions, mask, extent):
     return kernel(rope.geometry)(q, k, v, bias=told.bias, mask=mask, scale=SCALE)
 
 
-@each
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(
+kinds = pytest.mark.parametrize(
     ("kind", "changes"),
     [
         (RoPE, {}),
@@ -117,22 +117,53 @@ def attended(rope, kernel, q, k, v, positions, mask, extent):
         (pRoPE, {"fraction": 1.0, "pairing": "interleaved"}),
     ],
 )
-def test_values_and_gradients_are_those_of_the_oracle(shape, name, kernel, kind, changes):
-    """Grouped heads, left padding, and positions that differ between rows."""
-    rope = kind(shape(heads=4, kv_heads=2, length=(LENGTH,)), base=100.0, extension=OTHERS[name], **changes).double()
+
+
+def proven(rope, name, kernel, positions, mask):
+    """Values and gradients, given where the tokens of all examples stand, or of each."""
     extension = rope.relocation
-    hidden = [11, 0]
-    positions = (torch.arange(float(TOKENS)) - torch.tensor(hidden)[:, None]).clamp(min=0)
     gain = extension.gain(TOKENS)
     if name == "DualChunk":
         assert gain == pytest.approx(0.05 * math.log(TOKENS / LENGTH) + 1)
     leaves = drawn(grad=True)
-    found = attended(rope, KERNELS[kernel], *leaves, positions, Mask(causal=True, padding=torch.tensor(hidden)), TOKENS)
-    expected = oracle(rope, extension, *leaves, positions, hidden, extension.log_n, gain)
+    found = attended(rope, kernel, *leaves, positions, mask, TOKENS)
+    hidden = [0, 0] if mask.padding is None else mask.padding.tolist()
+    expected = oracle(rope, extension, *leaves, positions.expand(2, -1), hidden, extension.log_n, gain)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
     push = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     slopes, right = (torch.autograd.grad(out, leaves, push) for out in (found, expected))
     torch.testing.assert_close(slopes, right, atol=1e-8, rtol=0)
+
+
+@each
+@pytest.mark.parametrize("kernel", KERNELS)
+@kinds
+def test_values_and_gradients_are_those_of_the_oracle(shape, name, kernel, kind, changes):
+    """Grouped heads, left padding, and positions that differ between rows."""
+    rope = kind(shape(heads=4, kv_heads=2, length=(LENGTH,)), base=100.0, extension=OTHERS[name], **changes).double()
+    hidden = torch.tensor([11, 0])
+    positions = (torch.arange(float(TOKENS)) - hidden[:, None]).clamp(min=0)
+    proven(rope, name, KERNELS[kernel], positions, Mask(causal=True, padding=hidden))
+
+
+@each
+@kinds
+@pytest.mark.parametrize("width", [5, 16, 512])
+def test_tiles_are_those_of_the_oracle(shape, monkeypatch, name, kind, changes, width):
+    """Positions that all rows have in common: tiles in one band, in two and in three."""
+    met = []
+
+    class Watched(tiles.Band):
+        def __init__(self, of, width):
+            super().__init__(of, width)
+            met.append(len(self.parts))
+
+    monkeypatch.setattr(tiles, "Band", Watched)
+    monkeypatch.setattr(tiles, "room", lambda device: (width, 2**8))
+    rope = kind(shape(heads=4, kv_heads=2, length=(LENGTH,)), base=100.0, extension=OTHERS[name], **changes).double()
+    proven(rope, name, KERNELS["Tiled"], torch.arange(float(TOKENS)), Mask(causal=True))
+    assert max(met) > 1
+    assert 1 in met or width == 512
 
 
 def test_the_oracle_notices_a_distance(shape):
@@ -324,7 +355,7 @@ def test_far_positions_are_exact(shape, name, far, length, room):
 
 
 def test_most_logits_are_made_once(shape, monkeypatch):
-    """A band is made for the columns that it holds only; keys are rotated as often as columns are made."""
+    """Of whole rows a band is made for the columns that it holds; keys are rotated as often as columns are made."""
     made = []
 
     class Counting(Rotation):
@@ -332,23 +363,29 @@ def test_most_logits_are_made_once(shape, monkeypatch):
             made.append(x.shape)
             return super().apply(x)
 
+    def by_rows(geometry):
+        return lambda q, k, v, **job: rowwise(q, k, v, block=block, **job)
+
     monkeypatch.setattr(relocation, "Rotation", Counting)
     tokens, block, window = 256, 16, 16
     rope = RoPE(shape(heads=2, length=(64,)), extension=partial(ReRoPE, window=window))
     q, k, v = torch.randn(3, 1, 2, tokens, 8).unbind(0)
     at = torch.arange(float(tokens))
-    attended(rope, lambda g: Tiled(g, block=block), q, k, v, at, Mask(causal=True), tokens)
+    whole = attended(rope, by_rows, q, k, v, at, Mask(causal=True), tokens)
     pairs = sum(rows[2] * columns[2] for rows, columns in zip(made[::2], made[1::2], strict=True))
-    once = sum(rows * stop for stop, rows in ((stop, made[0][2]) for stop in range(made[0][2], tokens + 1, made[0][2])))
-    assert once <= pairs <= once + tokens * (window + 2 * made[0][2])
+    once = sum(block * stop for stop in range(block, tokens + 1, block))
+    assert once <= pairs <= once + tokens * (window + 2 * block)
     assert pairs < 1.5 * once
     made.clear()
-    attended(rope, lambda g: Tiled(g, block=block), *(x[:, :, :16] for x in (q, k, v)), at[:16], Mask(causal=True), 256)
+    attended(rope, by_rows, *(x[:, :, :16] for x in (q, k, v)), at[:16], Mask(causal=True), 256)
     assert len(made) == 2, "no pair is far, so nothing is made for far ones"
     made.clear()
-    mask = Mask(causal=True, window=window)
-    attended(rope, lambda g: Tiled(g, block=block), q, k, v, at, mask, tokens)
-    assert len(made) == 2 * tokens // made[0][2], "what the mask hides is not made"
+    attended(rope, by_rows, q, k, v, at, Mask(causal=True, window=window), tokens)
+    assert len(made) == 2 * tokens // block, "what the mask hides is not made"
+    made.clear()
+    cut = attended(rope, lambda g: Tiled(g, block=block), q, k, v, at, Mask(causal=True), tokens)
+    assert len(made) == 4, "by tiles, queries and keys are rotated once for each band"
+    torch.testing.assert_close(cut, whole)
 
 
 # Where it goes.
