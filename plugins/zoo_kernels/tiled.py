@@ -13,7 +13,8 @@ from zoo.bias import Banded, Bias, Logits
 from zoo.kernel import Kernel, Mask
 from zoo.position import Geometry
 from zoo_kernels.rows import rowwise
-from zoo_kernels.tiles import Bands, Dot, tiled
+from zoo_kernels.scores import Bands, Dot
+from zoo_kernels.tiles import tiled
 
 
 class Tiled(Kernel):

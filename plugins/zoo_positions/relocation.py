@@ -150,9 +150,11 @@ class Relocated(Banded):
         super().__init__(value, (*at, *tables), heads=heads)
 
     def turned(self, q: Tensor, k: Tensor) -> list[tuple[Tensor, Tensor]]:
+        tables = self.tensors[2:]
+        fours = [tables[start : start + 4] for start in range(0, len(tables), 4)]
         return [
-            (rotated(q, *four[:2], self.interleaved), rotated(k, *four[2:], self.interleaved))
-            for four in zip(*[iter(self.tensors[2:])] * 4, strict=True)
+            (rotated(q, cos_q, sin_q, self.interleaved), rotated(k, cos_k, sin_k, self.interleaved))
+            for cos_q, sin_q, cos_k, sin_k in fours
         ]
 
     def band(self, rows: slice, columns: slice) -> Tensor:

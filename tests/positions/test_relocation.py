@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from zoo_kernels import tiles
+from zoo_kernels import scores, tiles
 from zoo_kernels.rows import rowwise
 from zoo_kernels.tiled import Tiled
 from zoo_positions import relocation
@@ -153,12 +153,12 @@ def test_tiles_are_those_of_the_oracle(shape, monkeypatch, name, kind, changes, 
     """Positions that all rows have in common: tiles in one band, in two and in three."""
     met = []
 
-    class Watched(tiles.Band):
+    class Watched(scores.Band):
         def __init__(self, of, width):
             super().__init__(of, width)
             met.append(len(self.parts))
 
-    monkeypatch.setattr(tiles, "Band", Watched)
+    monkeypatch.setattr(scores, "Band", Watched)
     monkeypatch.setattr(tiles, "room", lambda device: (width, 2**8))
     rope = kind(shape(heads=4, kv_heads=2, length=(LENGTH,)), base=100.0, extension=OTHERS[name], **changes).double()
     proven(rope, name, KERNELS["Tiled"], torch.arange(float(TOKENS)), Mask(causal=True))

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from zoo_kernels.tiles import Score
+from zoo_kernels.scores import Score
 
 GROUP = 4
 """Components between two logarithms: their product does not underflow in float32."""
