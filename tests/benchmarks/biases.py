@@ -4,7 +4,8 @@
     python tests/benchmarks/biases.py --device cuda          (Flex, bfloat16, 8192 to 32768)
 
 Batch 1, 8 heads of 64, causal, float32. Each encoding is built as a model builds it, and its parameters, queries, keys
-and values all want gradients; the kernel is Tiled (Flex on CUDA). Beside it, in the same run:
+and values all want gradients; the kernel is Tiled (Flex on CUDA). RoPE+NAME maps positions, of a model trained on a quarter
+of the length, always with Tiled. Beside them, in the same run:
 
     bias-free   SDPA without a bias (flash), before and after the encodings; its time is the mean of the two
     dense       SDPA with a learned bias [1, heads, length, length]
@@ -27,11 +28,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-HEADS, WIDTH = 8, 64
+HEADS, WIDTH, FACTOR = 8, 64, 4
 REFERENCES = ("bias-free", "dense", "N x N")
+MAPPED = ("RoPE+LeakyReRoPE", "RoPE+SelfExtend")
 
 
 def peak() -> float:
@@ -63,10 +66,11 @@ def prepare(name: str, length: int, device: str) -> Callable[[], None]:
     from zoo.kernel import Eager, Mask
     from zoo.position import Dense, Geometry
 
-    dim = HEADS * WIDTH
-    geometry = Geometry(dim=dim, heads=HEADS, kv_heads=HEADS, head_dim=WIDTH, length=(length,))
+    dim, (name, mapped, method) = HEADS * WIDTH, name.partition("+")
+    trained = length // FACTOR if mapped else length
+    geometry = Geometry(dim=dim, heads=HEADS, kv_heads=HEADS, head_dim=WIDTH, length=(trained,))
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16 if device == "cuda" else torch.float32}
-    fast = "Flex" if device == "cuda" else "Tiled"
+    fast = "Flex" if device == "cuda" and not mapped else "Tiled"
     kernel = "Eager" if name == "N x N" else "SDPA" if name in REFERENCES else fast
     attend = plugins.load("zoo.kernels", kernel)(geometry) if kernel != "Eager" else Eager(geometry)
     leaves = [torch.randn(1, HEADS, length, WIDTH, requires_grad=True, **options) for _ in range(3)]
@@ -82,7 +86,8 @@ def prepare(name: str, length: int, device: str) -> Callable[[], None]:
         def bias() -> Any:
             return None
     else:
-        encoding = plugins.load("zoo.positions", "T5" if name == "N x N" else name)(geometry).to(device)
+        told = {"extension": partial(plugins.load("zoo.extensions", method), factor=FACTOR)} if mapped else {}
+        encoding = plugins.load("zoo.positions", "T5" if name == "N x N" else name)(geometry, **told).to(device)
         learned = [p for p in encoding.parameters() if p.requires_grad]
         hidden = torch.randn(1, length, dim, device=device) if encoding.content else None
 
@@ -154,12 +159,12 @@ def main() -> None:
         measure(options.cell[0], int(options.cell[1]), options.rounds, options.device)
         return
     lengths = options.lengths or ([8192, 16384, 32768] if options.device == "cuda" else [1024, 2048, 4096, 8192])
-    names = options.encodings or additive()
+    names = options.encodings or [*additive(), *MAPPED]
     kind = "CUDA, bfloat16" if options.device == "cuda" else f"CPU, float32, {options.threads} threads"
     print(f"forward + backward, 1 x {HEADS} heads x length x {WIDTH}, causal, {kind},", end=" ")
     print(f"load {os.getloadavg()[0]:.1f} at the start")
     titles = f"{'peak MiB':>9} {'growth':>7} {'of dense':>9} {'seconds':>8} {'of dense':>9} {'of bias-free':>13}"
-    print(f"{'length':>7} {'':12} {titles}")
+    print(f"{'length':>7} {'':16} {titles}")
     above: dict[str, dict[str, float]] = {}
     for length in lengths:
         found: dict[str, dict[str, float] | str] = {}
@@ -175,13 +180,13 @@ def main() -> None:
             plain["seconds"] = (plain["seconds"] + again["seconds"]) / 2
         for name, values in found.items():
             if isinstance(values, str):
-                print(f"{length:7} {name:12} {values}")
+                print(f"{length:7} {name:16} {values}")
                 continue
             grown = f"{values['mib'] / max(above[name]['mib'], 1):6.2f}x" if name in above else f"{'':7}"
             dense, free_ = (x if not isinstance(x, str) else None for x in (found["dense"], plain))
             memory, slow = (f"{values[key] / dense[key]:8.3f}x" if dense else " " * 9 for key in ("mib", "seconds"))
             ratio = f"{values['seconds'] / free_['seconds']:12.2f}x" if free_ else ""
-            line = f"{length:7} {name:12} {values['mib']:9.0f} {grown} {memory} {values['seconds']:8.3f} {slow} {ratio}"
+            line = f"{length:7} {name:16} {values['mib']:9.0f} {grown} {memory} {values['seconds']:8.3f} {slow} {ratio}"
             print(line, flush=True)
             above[name] = {**values, "length": length}
 
