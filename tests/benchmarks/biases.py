@@ -4,8 +4,8 @@
     python tests/benchmarks/biases.py --device cuda          (Flex, bfloat16, 8192 to 32768)
 
 Batch 1, 8 heads of 64, causal, float32. Each encoding is built as a model builds it, and its parameters, queries, keys
-and values all want gradients; the kernel is Tiled (Flex on CUDA). RoPE+NAME maps positions, of a model trained on a quarter
-of the length, always with Tiled. Beside them, in the same run:
+and values all want gradients; the kernel is Tiled (Flex on CUDA). RoPE+NAME maps positions, of a model that was
+trained on a quarter of the length, always with Tiled. Beside them, in the same run:
 
     bias-free   SDPA without a bias (flash), before and after the encodings; its time is the mean of the two
     dense       SDPA with a learned bias [1, heads, length, length]
