@@ -88,23 +88,34 @@ class Band(Score):
 
     def __init__(self, of: Tensor, width: int) -> None:
         first, last = (int(end) for end in of.aminmax())
-        there = [(number, of == number) for number in range(first, last + 1)] if first < last else [(first, None)]
-        self.parts = [(slice(width * number, width * (number + 1)), held) for number, held in there]
+        self.parts: list[tuple[slice, slice, Tensor | None]] = []
+        """Channels of a band, columns from its first to its last, and which of those pairs it has (None: all)."""
+        for number in range(first, last + 1):
+            channels, columns, held = slice(width * number, width * (number + 1)), slice(None), None
+            if first < last:
+                held = of == number
+                some = held.any(0).nonzero()
+                if not len(some):
+                    continue
+                columns = slice(int(some[0]), int(some[-1]) + 1)
+                held = held[:, columns]
+            self.parts.append((channels, columns, held))
 
     def onto(self, logits: Tensor, q: Tensor, k: Tensor) -> None:
-        for part, held in self.parts:
+        for channels, columns, held in self.parts:
+            one, other, into = q[..., channels], k[:, columns, channels].mT, logits[..., columns]
             if held is None:
-                logits.baddbmm_(q[..., part], k[..., part].mT)
+                into.baddbmm_(one, other)
             else:
-                score = (q[..., part] @ k[..., part].mT).unflatten(1, (-1, len(held)))
-                logits.unflatten(1, (-1, len(held))).add_(score.masked_fill_(~held, 0.0))
+                rows = (-1, len(held))
+                into.unflatten(1, rows).add_((one @ other).unflatten(1, rows).masked_fill_(~held, 0.0))
 
     def pull(self, tilt: Tensor, q: Tensor, k: Tensor, dq: Tensor | None, dk: Tensor | None) -> None:
-        for part, held in self.parts:
-            own = tilt
+        for channels, columns, held in self.parts:
+            own = tilt[..., columns]
             if held is not None:
-                own = tilt.unflatten(1, (-1, len(held))).masked_fill(~held, 0.0).view_as(tilt)
+                own = own.unflatten(1, (-1, len(held))).masked_fill(~held, 0.0).flatten(1, 2)
             if dq is not None:
-                dq[..., part].baddbmm_(own, k[..., part])
+                dq[..., channels].baddbmm_(own, k[:, columns, channels])
             if dk is not None:
-                dk[:, part].baddbmm_(q[..., part].mT, own)
+                dk[:, channels, columns].baddbmm_(q[..., channels].mT, own)

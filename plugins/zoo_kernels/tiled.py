@@ -22,7 +22,8 @@ class Tiled(Kernel):
 
     Source: Rabe and Staats 2021, arXiv:2112.05682; Dao et al. 2022, arXiv:2205.14135. Equal to Eager up to rounding, in
     values and in the gradients of q, k, v and of every tensor of the bias, and the same bits twice. Under torch.compile
-    it breaks the graph.
+    it breaks the graph. A relocation (`zoo.bias.Banded`) goes by tiles too, where all examples of a batch stand at the
+    same positions and there are more queries than a block has; any other map of the logits goes by whole rows.
 
     Args:
         block: Queries in a block, at most; under a causal mask short sequences are cut finer.

@@ -128,6 +128,8 @@ class Relocated(Banded):
 
     rotation: Rotation
     """Of the queries in the first band; for reading, as it is used through `tensors`."""
+    rotations: list[tuple[Rotation, Rotation]]
+    """Of queries and of keys in each band, whose tables all layers share."""
 
     def __init__(
         self,
@@ -141,21 +143,16 @@ class Relocated(Banded):
     ) -> None:
         bands, wide = relocation.bands(extent), torch.float64 if extent > EXACT else queries.dtype
         i, j = queries.to(wide), keys.to(wide)  # where angles are float64, so are the positions that maps divide
-        turned = [(turn(band.queries(i)), turn(band.keys(j))) for band in bands]
-        self.rotation = turned[0][0]
-        tables = [table for pair in turned for each in pair for table in (each.cos, each.sin)]
+        self.rotations = [(turn(band.queries(i)), turn(band.keys(j))) for band in bands]
+        self.rotation = self.rotations[0][0]
+        tables = [table for pair in self.rotations for each in pair for table in (each.cos, each.sin)]
         at = [part[..., 0].view(-1, 1, part.shape[-2]) for part in (queries, keys)]
         self.holds, self.interleaved = tuple(band.holds for band in bands), self.rotation.interleaved
         value = partial(scored, holds=self.holds, interleaved=self.interleaved)
         super().__init__(value, (*at, *tables), heads=heads)
 
     def turned(self, q: Tensor, k: Tensor) -> list[tuple[Tensor, Tensor]]:
-        tables = self.tensors[2:]
-        fours = [tables[start : start + 4] for start in range(0, len(tables), 4)]
-        return [
-            (rotated(q, cos_q, sin_q, self.interleaved), rotated(k, cos_k, sin_k, self.interleaved))
-            for cos_q, sin_q, cos_k, sin_k in fours
-        ]
+        return [(of_q.apply(q), of_k.apply(k)) for of_q, of_k in self.rotations]
 
     def band(self, rows: slice, columns: slice) -> Tensor:
         queries, keys = self.tensors[:2]

@@ -20,6 +20,7 @@ machine only, and ratios more than times; with one thread they are the processor
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import resource
@@ -34,7 +35,7 @@ from typing import Any
 
 HEADS, WIDTH, FACTOR = 8, 64, 4
 REFERENCES = ("bias-free", "dense", "N x N")
-MAPPED = ("RoPE+LeakyReRoPE", "RoPE+SelfExtend")
+MAPPED = ("RoPE+ReRoPE", "RoPE+LeakyReRoPE", "RoPE+SelfExtend", "RoPE+DualChunk")
 
 
 def peak() -> float:
@@ -86,7 +87,11 @@ def prepare(name: str, length: int, device: str) -> Callable[[], None]:
         def bias() -> Any:
             return None
     else:
-        told = {"extension": partial(plugins.load("zoo.extensions", method), factor=FACTOR)} if mapped else {}
+        told = {}
+        if mapped:
+            extension = plugins.load("zoo.extensions", method)
+            known = inspect.signature(extension).parameters
+            told["extension"] = partial(extension, **({"factor": FACTOR} if "factor" in known else {}))
         encoding = plugins.load("zoo.positions", "T5" if name == "N x N" else name)(geometry, **told).to(device)
         learned = [p for p in encoding.parameters() if p.requires_grad]
         hidden = torch.randn(1, length, dim, device=device) if encoding.content else None

@@ -118,14 +118,16 @@ def table(options: argparse.Namespace, shared: Path) -> str:
     spans = list(itertools.pairwise(cut for cut in CUTS if cut <= max(options.length)))
     heads = [f"{first}-{last - 1}" for first, last in spans]
     goal = "8192-12287 over 6144-8191"
-    lines = [f"| | books | {' | '.join(heads)} | {goal} | WikiText-2 |", "|---" * (len(heads) + 4) + "|"]
+    lines = [f"| | tokens | books | {' | '.join(heads)} | {goal} | WikiText-2 |", "|---" * (len(heads) + 5) + "|"]
     for length in options.length:
         for method, rows in losses(options, shared, length).items():
             means = [f"{rows[:, first:last].mean():.4f}" if last <= length else "" for first, last in spans]
             guard = options.out / "losses" / f"{method}.wikitext2.npy"
             guarded = f"{np.exp(np.load(guard).mean()):.3f}" if guard.exists() else ""
             ratio = rows[:, 8192:12288].mean() / rows[:, 6144:8192].mean() - 1
-            lines.append(f"| {method} | {len(rows)} | {' | '.join(means)} | {100 * ratio:+.1f} % | {guarded} |")
+            lines.append(
+                f"| {method} | {short(length)} | {len(rows)} | {' | '.join(means)} | {100 * ratio:+.1f} % | {guarded} |"
+            )
     return "\n".join(lines)
 
 
@@ -193,6 +195,8 @@ def main() -> None:
         parser.error("the books lie in $ZOO_SHARED, which is not set")
     shared = Path(os.environ["ZOO_SHARED"])
     if options.table:
+        if empty := [short(length) for length in options.length if not losses(options, shared, length)]:
+            parser.error(f"of {empty[0]} tokens nothing was read yet in {options.out}")
         print(table(options, shared))
         if options.picture:
             picture(options, shared)

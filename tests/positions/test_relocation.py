@@ -9,7 +9,6 @@ import torch
 from zoo_kernels import scores, tiles
 from zoo_kernels.rows import rowwise
 from zoo_kernels.tiled import Tiled
-from zoo_positions import relocation
 from zoo_positions.rope import PoPE, RoPE, pRoPE
 from zoo_positions.rope.extensions import DualChunk, LeakyReRoPE, ReRoPE, SelfExtend
 from zoo_positions.rope.extensions.selfextend import longest
@@ -164,6 +163,44 @@ def test_tiles_are_those_of_the_oracle(shape, monkeypatch, name, kind, changes, 
     proven(rope, name, KERNELS["Tiled"], torch.arange(float(TOKENS)), Mask(causal=True))
     assert max(met) > 1
     assert 1 in met or width == 512
+
+
+@each
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Mask(),
+        Mask(causal=True, offset=23),
+        Mask(causal=True, window=9),
+        Mask(causal=True, window=9, sinks=2),
+        Mask(causal=True, documents=(torch.arange(TOKENS)[None] // 25).expand(2, -1)),
+        Mask(causal=True, padding=torch.tensor([5, 0])),
+    ],
+    ids=["none", "offset", "window", "sinks", "documents", "padding"],
+)
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_tiles_are_eager_s(shape, monkeypatch, name, mask, kind):
+    """Under every mask; of some new tokens more than a block; of the heads that a process has; in half precision."""
+    monkeypatch.setattr(tiles, "room", lambda device: (16, 2**8))
+    rope = RoPE(shape(heads=4, kv_heads=2, length=(LENGTH,)), base=100.0, extension=OTHERS[name]).to(
+        torch.promote_types(kind, torch.float32)
+    )
+    at = torch.arange(float(TOKENS), dtype=torch.promote_types(kind, torch.float32))[:, None]
+    bias = rope(at[mask.offset :], at, TOKENS).bias.heads(2, 4)
+    q, k, v = (x.to(kind) for x in drawn())
+    leaves = [x.detach().requires_grad_() for x in (q[:, 2:, mask.offset :], k[:, 1:], v[:, 1:])]
+    found, expected = (
+        made(rope.geometry)(*leaves, bias=bias, mask=mask, scale=SCALE) for made in (KERNELS["Tiled"], Eager)
+    )
+    room = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}[kind]
+    assert found.dtype == kind
+    torch.testing.assert_close(found, expected, atol=room, rtol=0)
+    push = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(kind)
+    slopes, right = (torch.autograd.grad(out, leaves, push) for out in (found, expected))
+    torch.testing.assert_close(slopes, right, atol=4 * room, rtol=2e-2 if kind == torch.bfloat16 else 0)
+    only = [x.detach().requires_grad_(number == 1) for number, x in enumerate(leaves)]
+    again = KERNELS["Tiled"](rope.geometry)(*only, bias=bias, mask=mask, scale=SCALE)
+    torch.testing.assert_close(torch.autograd.grad(again, only[1], push)[0], slopes[1], atol=0, rtol=0)
 
 
 def test_the_oracle_notices_a_distance(shape):
@@ -356,17 +393,16 @@ def test_far_positions_are_exact(shape, name, far, length, room):
 
 def test_most_logits_are_made_once(shape, monkeypatch):
     """Of whole rows a band is made for the columns that it holds; keys are rotated as often as columns are made."""
-    made = []
+    made, apply = [], Rotation.apply
 
-    class Counting(Rotation):
-        def apply(self, x):
-            made.append(x.shape)
-            return super().apply(x)
+    def counted(self, x):
+        made.append(x.shape)
+        return apply(self, x)
 
     def by_rows(geometry):
         return lambda q, k, v, **job: rowwise(q, k, v, block=block, **job)
 
-    monkeypatch.setattr(relocation, "Rotation", Counting)
+    monkeypatch.setattr(Rotation, "apply", counted)
     tokens, block, window = 256, 16, 16
     rope = RoPE(shape(heads=2, length=(64,)), extension=partial(ReRoPE, window=window))
     q, k, v = torch.randn(3, 1, 2, tokens, 8).unbind(0)

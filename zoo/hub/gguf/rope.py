@@ -173,7 +173,7 @@ def described(node: Mapping[str, Any], geometry: Geometry, reach: int) -> tuple[
 
 
 def rounded(node: Mapping[str, Any], geometry: Geometry) -> Any:
-    """The encoding with the ramp of its YaRN from one whole wave to another, as llama.cpp has it always."""
+    """The encoding with the ramp of its YaRN from one whole wave to another, as llama.cpp has it."""
     extension = node["init_args"]["extension"]
     own = {**(extension.get("init_args") or {}), "truncate": True}
     return built({**node, "init_args": {**node["init_args"], "extension": {**extension, "init_args": own}}}, geometry)
