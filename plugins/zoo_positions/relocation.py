@@ -127,7 +127,7 @@ class Relocated(Banded):
     """
 
     rotation: Rotation
-    """Of the queries in the first band; for reading, as it is used through `tensors`."""
+    """Of the queries in the first band, for reading."""
     rotations: list[tuple[Rotation, Rotation]]
     """Of queries and of keys in each band, whose tables all layers share."""
 
@@ -147,8 +147,8 @@ class Relocated(Banded):
         self.rotation = self.rotations[0][0]
         tables = [table for pair in self.rotations for each in pair for table in (each.cos, each.sin)]
         at = [part[..., 0].view(-1, 1, part.shape[-2]) for part in (queries, keys)]
-        self.holds, self.interleaved = tuple(band.holds for band in bands), self.rotation.interleaved
-        value = partial(scored, holds=self.holds, interleaved=self.interleaved)
+        self.holds = tuple(band.holds for band in bands)
+        value = partial(scored, holds=self.holds, interleaved=self.rotation.interleaved)
         super().__init__(value, (*at, *tables), heads=heads)
 
     def turned(self, q: Tensor, k: Tensor) -> list[tuple[Tensor, Tensor]]:
