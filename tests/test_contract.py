@@ -71,7 +71,7 @@ def test_a_plugin_can_be_written_by_reading_two_short_files():
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], **short)
 def test_files_are_short(path):
-    assert lines(path) <= 400
+    assert lines(path) <= 600
 
 
 def code(path):
@@ -98,13 +98,13 @@ def test_the_core_is_small():
         within("checkpoints", "hub"),
         within("export"),
     )
-    assert sum(map(code, CORE)) - sum(apart) < 5400
-    assert apart[0] < 4000
-    assert apart[1] < 2000
-    assert apart[2] < 2500
-    assert apart[3] < 1500
-    assert apart[4] < 2750
-    assert apart[5] < 1100
+    assert sum(map(code, CORE)) - sum(apart) < 7000
+    assert apart[0] < 4300
+    assert apart[1] < 2200
+    assert apart[2] < 2600
+    assert apart[3] < 1900
+    assert apart[4] < 3900
+    assert apart[5] < 1400
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], **short)
