@@ -19,15 +19,19 @@ from torch.overrides import TorchFunctionMode
 
 from zoo import plugins
 from zoo.checkpoints.stored import Stored, Weights
+from zoo.checkpoints.values import DEPTH, check_arguments
 from zoo.errors import ZooError, listing
 from zoo.matrix import taken, unfit
 from zoo.position import PositionEncoding
+from zoo.trunk import Trunk
 
 SLOTS = {"position": "zoo.positions", "kernel": "zoo.kernels"}
 """Arguments of a network that are plugins, and their groups."""
 NESTED = {"extension": "zoo.extensions"}
 """Arguments of plugins that are plugins, and their groups."""
 FORMAT = 1
+NETWORKS = ("zoo.decoder.Decoder", "zoo.vit.ViT")
+"""The networks that a description may name."""
 
 
 @dataclass
@@ -125,25 +129,39 @@ def sound(about: Mapping[str, Any], path: Path | str) -> None:
 
 
 def build(node: Mapping[str, Any]) -> nn.Module:
-    """The network of a description, with fresh weights."""
-    arguments = dict(node["init_args"])
+    """The network of a description, with fresh weights.
+
+    Raises ZooError where it is none of zoo's, where a plugin is not installed, or where an argument is no plain value
+    of its type.
+    """
+    path, arguments = node["class_path"], dict(node["init_args"])
+    if path not in NETWORKS:
+        raise ZooError(f"The checkpoint's network {path} is none of zoo's.")
+    module, _, name = path.rpartition(".")
+    network = getattr(importlib.import_module(module), name)
+    check_arguments(arguments, (network, Trunk), f"The description of the {name}", SLOTS)
     for slot, group in SLOTS.items():
         if isinstance(arguments.get(slot), Mapping):
             arguments[slot] = callable_of(arguments[slot], group)
-    module, _, name = node["class_path"].rpartition(".")
-    if module not in ("zoo.decoder", "zoo.vit"):
-        raise ZooError(f"The checkpoint's network {node['class_path']} is none of zoo's.")
-    return getattr(importlib.import_module(module), name)(**arguments)
+    found: nn.Module = network(**arguments)
+    return found
 
 
-def callable_of(node: Mapping[str, Any], group: str) -> Callable[..., Any]:
-    """A plugin's description as something to call with a geometry, or with what its group is built from."""
-    owner, arguments = plugins.load(group, node["class_path"]), dict(node.get("init_args") or {})
+def callable_of(node: Mapping[str, Any], group: str, depth: int = 1) -> Callable[..., Any]:
+    """A plugin's description as something to call with a geometry, or with what its group is built from.
+
+    The class is that of an installed plugin, and its arguments are plain values or descriptions of plugins.
+    """
+    name = node["class_path"]
+    owner, arguments = plugins.load(group, name), dict(node.get("init_args") or {})
+    if depth > DEPTH:
+        raise ZooError(f"The description of {name} stands in more than {DEPTH} other plugins.")
+    check_arguments(arguments, (owner,), f"The description of {name}", NESTED)
     for slot, inner in NESTED.items():
         if isinstance(asked := arguments.get(slot), Mapping):
             if not issubclass(plugins.load(inner, asked["class_path"]), taken(owner)):
                 raise ZooError(unfit(owner, asked["class_path"]))
-            arguments[slot] = callable_of(asked, inner)
+            arguments[slot] = callable_of(asked, inner, depth + 1)
     return functools.partial(owner, **arguments)
 
 
