@@ -228,7 +228,8 @@ def test_the_other_commands_import_nothing_either(command, kind, trained, place)
 @pytest.mark.parametrize("value", ["hostile_module.run", {"class_path": "hostile_module.Calls"}, ["hostile_module.run"],
                                    "!!python/object/apply:os.system ['touch ran']"])  # fmt: skip
 @pytest.mark.parametrize("name", ["dim", "std", "norm", "window_layers", "compile", "position.init_args.base",
-                                  "schedule.init_args.warmup", "optimizer.init_args.betas", "optimizer.init_args.fused"])  # fmt: skip
+                                  "schedule.init_args.warmup", "optimizer.init_args.betas",
+                                  "optimizer.init_args.fused"])  # fmt: skip
 def test_arguments_are_plain_values_of_their_types(name, value, trained, place):
     path = checkpoint(trained, lambda about: put(about, f"asked.model.init_args.{name}", value))
     said = run("fit", path)
@@ -430,3 +431,61 @@ def test_own_modules_are_told_by_their_place():
     assert section.own_module({"class_path": "evil.zoo.Text"}) is None
     assert section.own_module({}) is None
     assert recipe.FREE
+
+
+@pytest.fixture(scope="module")
+def third_party(tmp_path_factory):
+    """A module of another program's, with a data module and an optimizer, on the path."""
+    place = tmp_path_factory.mktemp("third_party")
+    (place / "their_module.py").write_text(
+        "import torch\nfrom zoo.data import Text\n"
+        "class TheirText(Text):\n"
+        "    def __init__(self, files: list[str], batch: int = 4, **rest) -> None:\n"
+        "        super().__init__(files=files, batch=batch, **rest)\n"
+        "class TheirSGD(torch.optim.SGD):\n    pass\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place)
+        yield "their_module"
+    sys.modules.pop("their_module", None)
+
+
+THEIRS = ["--data", "their_module.TheirText", "--model.optimizer", "their_module.TheirSGD"]
+
+
+def test_a_run_with_another_programs_classes_goes_on_is_measured_and_extended(trained, place, third_party, capsys):
+    own = {**RECIPE, "trainer": {**RECIPE["trainer"], "default_root_dir": "theirs"}}
+    own["data"] = {**RECIPE["data"], "class_path": "their_module.TheirText"}
+    own["model"] = copy.deepcopy(RECIPE["model"])
+    own["model"]["init_args"]["optimizer"] = {"class_path": "their_module.TheirSGD", "init_args": {"lr": 0.25}}
+    Path("theirs.yaml").write_text(yaml.safe_dump(own))
+    zoo("fit", "--config", "theirs.yaml")
+    path = next(Path("theirs").rglob("last.ckpt"))
+    more = ["--trainer.max_steps", "4", *MEASURE, "--trainer.default_root_dir", "more"]
+    for command in ("validate", "test", "predict"):
+        with pytest.raises(ZooError, match=r"their_module\.TheirText.*--data CLASS"):
+            zoo(command, "--ckpt_path", path, *MEASURE)
+        zoo(command, "--ckpt_path", path, *MEASURE, *THEIRS[:2])
+    with pytest.raises(ZooError, match=r"their_module\.TheirSGD.*--model\.optimizer CLASS"):
+        zoo("fit", "--ckpt_path", path, *more, *THEIRS[:2])
+    zoo("fit", "--ckpt_path", path, *more, *THEIRS)
+    after = lightning.load(next(Path("more").rglob("last.ckpt")))
+    assert after["global_step"] == 4
+    assert after["zoo"]["asked"]["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.25
+    assert after["zoo"]["asked"]["data"]["init_args"]["batch"] == 8
+    zoo("fit", "--config", "theirs.yaml", "--ckpt_path", path, *more)  # the recipe names them too
+    zoo("extend", path, "--to", "64", "--method", "YaRN", "--out", "long", "--evaluate", "quick", "--files", "texts")
+    zoo("fit", "--model.weights", "long", "--config", "theirs.yaml", "--trainer.default_root_dir", "tuned")
+
+
+def test_stages_of_a_recipe_keep_the_classes_that_it_names(trained, place, third_party, capsys):
+    own = {**copy.deepcopy(RECIPE), "extend": [{"to": 64, "method": "YaRN", "finetune": {"max_steps": 2}}]}
+    own["data"]["class_path"] = "their_module.TheirText"
+    own["model"]["init_args"]["optimizer"] = {"class_path": "their_module.TheirSGD", "init_args": {"lr": 0.25}}
+    Path("stages.yaml").write_text(yaml.safe_dump(own))
+    zoo("fit", "--config", "stages.yaml", "--stages", "pretrain")
+    for _ in range(2):  # the second time all is done
+        zoo("fit", "--config", "stages.yaml")
+    last = lightning.load(next(Path("run").glob("1-64-YaRN/checkpoints/last.ckpt")))
+    assert last["zoo"]["asked"]["model"]["init_args"]["optimizer"]["class_path"] == "their_module.TheirSGD"
+    assert last["zoo"]["asked"]["data"]["class_path"] == "their_module.TheirText"
