@@ -180,7 +180,7 @@ def test_runs_are_the_same_for_the_same_seed(knowing, texts, tmp_path, capsys):
             "--out",
             out,
         )
-        extend(knowing, *words, capsys=capsys)
+        extend(knowing, "--files", texts, *words, capsys=capsys)
         return chain(out)["arguments"]["long"]
 
     assert found("one") == found("two")
