@@ -19,7 +19,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.checkpoints import lightning, zero
-from zoo.errors import ZooError
+from zoo.errors import ZooError, escape_controls
 
 FOLDER = "runs"
 """Where runs go whose recipe does not say."""
@@ -162,4 +162,4 @@ def again(argv: Sequence[str], path: Path) -> str:
 @rank_zero_only
 def say(line: str) -> None:
     """One line on stderr, from the first process."""
-    print(f"zoo: {line}", file=sys.stderr)
+    print(f"zoo: {escape_controls(line)}", file=sys.stderr)

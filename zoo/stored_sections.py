@@ -52,6 +52,7 @@ def read_model_section(about: Mapping[str, Any], argv: Sequence[str], path: obje
     if not isinstance(section, Mapping) or not isinstance(section.get("init_args") or {}, Mapping):
         raise ZooError(f"{path} is damaged: its model section is no mapping.")
     fits = argv[0] == "fit"
+    checkpoints.check_installed(about, path)
     task, network = task_of(about, path)
     stored, typed = str(section.get("class_path")), typed_class(argv, "model")
     other = None if is_own(stored, task) else typed
@@ -73,6 +74,7 @@ def read_weights_section(about: Mapping[str, Any], path: object) -> dict[str, An
         about: The description of the checkpoint.
         path: The checkpoint, for messages.
     """
+    checkpoints.check_installed(about, path)
     asked = about.get("asked")
     section = (asked.get("model") if isinstance(asked, Mapping) else None) or {}
     task, network = task_of(about, path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from zoo.checkpoints import folder, lightning, zero
 from zoo.checkpoints.description import (
@@ -17,13 +17,15 @@ from zoo.checkpoints.description import (
     Checkpoint,
     build,
     callable_of,
+    check_installed,
     describe,
     fill,
     owners,
     sound,
 )
 from zoo.checkpoints.stored import Listing
-from zoo.errors import ZooError
+from zoo.errors import ZooError, escape_controls
+from zoo.hub.files import check_links
 
 __all__ = [
     "FORMAT",
@@ -33,6 +35,7 @@ __all__ = [
     "Listing",
     "build",
     "callable_of",
+    "check_installed",
     "describe",
     "fill",
     "listed",
@@ -40,6 +43,8 @@ __all__ = [
     "read",
 ]
 
+DEEPEST = 32
+"""Levels of a description."""
 Found = TypeVar("Found", Checkpoint, Listing)
 
 
@@ -65,6 +70,7 @@ def form(path: Path) -> ModuleType:
         from zoo.hub import gguf
 
         return gguf
+    check_links(path)
     if zero.holds(path):
         return zero
     from zoo.hub import folder as hub
@@ -72,8 +78,25 @@ def form(path: Path) -> ModuleType:
     return hub if hub.holds(path) else folder
 
 
+def escaped(about: Any, path: Path, depth: int = 0) -> Any:
+    """A description whose words hold nothing that steers a terminal; the text of a tokenizer stays as it is."""
+    if depth > DEEPEST:
+        raise ZooError(f"{path} is damaged: its description is nested more than {DEEPEST} levels deep.")
+    if isinstance(about, str):
+        return escape_controls(about)
+    if isinstance(about, list | tuple):
+        return [escaped(each, path, depth + 1) for each in about]
+    if not isinstance(about, dict):
+        return about
+    found = {escaped(key, path, depth + 1): escaped(value, path, depth + 1) for key, value in about.items()}
+    if depth == 0 and isinstance(about.get("tokenizer"), dict):
+        found["tokenizer"] = about["tokenizer"] | {"name": escape_controls(str(about["tokenizer"].get("name", "")))}
+    return found
+
+
 def known(found: Found) -> Found:
     """`found`, unless a later version wrote it or its description has not the shape of one."""
+    found.about = escaped(found.about, found.path)
     sound(found.about, found.path)
     if found.about.get("format", 0) > FORMAT:
         raise ZooError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ SLOTS = {"position": "zoo.positions", "kernel": "zoo.kernels"}
 NESTED = {"extension": "zoo.extensions"}
 """Arguments of plugins that are plugins, and their groups."""
 FORMAT = 1
+METHOD = re.compile(r"[\w.+ -]{0,200}")
+"""What an extension may be called, so that its name is no markup in a card."""
 NETWORKS = ("zoo.decoder.Decoder", "zoo.vit.ViT")
 """The networks that a description may name."""
 
@@ -50,13 +53,7 @@ class Checkpoint:
 
     def network(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
-        for key, (group, distribution) in self.about.get("plugins", {}).items():
-            name = key.rpartition(":")[2]
-            if name not in plugins.names(group):
-                raise ZooError(
-                    f"{self.path} needs the {plugins.GROUPS[group]} {name} of {distribution}, which is not installed. "
-                    f"Try:  pip install {distribution.split()[0]}"
-                )
+        check_installed(self.about, self.path)
         try:
             with undrawn():
                 model = build(self.about["network"])
@@ -64,6 +61,20 @@ class Checkpoint:
             raise ZooError(f"{self.path} is damaged: it does not describe a network ({error}).") from None
         fill(model, self.weights, self.path, mapped=True)
         return model.eval()
+
+
+def check_installed(about: Mapping[str, Any], path: object) -> None:
+    """Raise ZooError where a description records a plugin that is not installed; it names the distribution."""
+    recorded = about.get("plugins")
+    for key, owner in recorded.items() if isinstance(recorded, Mapping) else ():
+        if not isinstance(owner, list | tuple) or len(owner) != 2 or owner[0] not in plugins.GROUPS:
+            raise ZooError(f"{path} is damaged: what it says under plugins is not what a checkpoint says there.")
+        (group, distribution), name = owner, str(key).rpartition(":")[2]
+        if name not in plugins.names(group):
+            raise ZooError(
+                f"{path} needs the {plugins.GROUPS[group]} {name}, which is not installed. It was written with the "
+                f"one of the distribution {distribution}: install that, if you trust it."
+            )
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str, *, mapped: bool = False) -> None:
@@ -122,7 +133,8 @@ def sound(about: Mapping[str, Any], path: Path | str) -> None:
         "asked": isinstance(model, Mapping) and isinstance(model.get("init_args") or {}, Mapping),
         "extended": isinstance(chain, list)
         and bool(chain)
-        and all(isinstance(link, Mapping) and {"method", "to"} <= link.keys() for link in chain),
+        and all(isinstance(link, Mapping) and {"method", "to"} <= link.keys() for link in chain)
+        and all(METHOD.fullmatch(str(link["method"])) for link in chain),
     }
     if wrong := [name for name, fine in shapes.items() if not fine]:
         raise ZooError(f"{path} is damaged: what it says under {listing(wrong)} is not what a checkpoint says there.")

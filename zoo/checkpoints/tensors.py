@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,8 @@ def header(path: Path) -> dict[str, Stored]:
     return found
 
 
-def pack(path: Path, weights: Mapping[str, Stored]) -> None:
-    """Write a .safetensors file, one buffer of bytes after the other."""
+def pack(path: Path, weights: Mapping[str, Stored]) -> str:
+    """Write a .safetensors file, one buffer of bytes after the other; the SHA-256 of its bytes."""
     order = sorted(weights.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # so that each is aligned
     nodes: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -72,9 +74,20 @@ def pack(path: Path, weights: Mapping[str, Stored]) -> None:
         end += stored.size
     head = json.dumps(nodes, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
+    total = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
         for chunk in (len(head).to_bytes(8, "little"), head):
-            file.write(chunk)
+            write_whole(file, chunk)
+            total.update(chunk)
         for _, stored in order:
             for part in stored.chunks():
-                file.write(part)
+                write_whole(file, part)
+                total.update(part)
+    return total.hexdigest()
+
+
+def write_whole(file: FileIO, chunk: bytes | memoryview) -> None:
+    """Write all of a chunk; an unbuffered file may take less at once, as where the disk is nearly full."""
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
