@@ -10,8 +10,8 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 
-from zoo import cli, recipe, stored_sections
-from zoo.checkpoints import folder, lightning, values
+from zoo import cli, recipe, stored_sections, values
+from zoo.checkpoints import folder, lightning
 from zoo.data import section
 from zoo.data.text import Text
 from zoo.errors import ZooError

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from zoo import adapter, checkpoints, plugins, resume, schedules
-from zoo.checkpoints.values import DEPTH, annotations_of, brief, check_arguments
 from zoo.data import section as data
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.recipe import FREE, TOLD
 from zoo.tasks import ImageClassifier, LanguageModel
 from zoo.trunk import Trunk
+from zoo.values import DEPTH, annotations_of, brief, check_arguments
 from zoo.vit import ViT
 
 TASKS: dict[str, tuple[type, type]] = {

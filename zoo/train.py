@@ -226,10 +226,13 @@ class CLI(LightningCLI):
         """With zoo's callbacks, unless the recipe has its own of the kind, and its loggers, unless it names others."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        watching = not any(isinstance(one, ProgressBar) for one in given) and not config.get("barebones")
+        bare = bool(config.get("barebones"))
+        watching = not any(isinstance(one, ProgressBar) for one in given) and not bare
+        logs = config.get("logger") is not False and not bare and not config.get("fast_dev_run")
+        saves = config.get("enable_checkpointing") is not False and not bare
         own: list[Callback] = [
-            ModelCheckpoint(save_last=True, enable_version_counter=False),
-            LearningRateMonitor("step"),
+            *([ModelCheckpoint(save_last=True, enable_version_counter=False)] if saves else []),
+            *([LearningRateMonitor("step")] if logs else []),
             Throughput(),
             NonFinite(),
             Preemption(partial(resume.again, tuple(sys.argv[1:]))),
@@ -239,7 +242,7 @@ class CLI(LightningCLI):
         ]
         kinds = {type(one) for one in given} - {ModelCheckpoint, LearningRateMonitor}
         config["callbacks"] = [*given, *(one for one in own if type(one) not in kinds)]
-        if config.get("logger") in (None, True):
+        if config.get("logger") in (None, True) and not bare:
             config["logger"] = both(config.get("default_root_dir") or resume.FOLDER)
         return super()._instantiate_trainer(config, callbacks)
 

@@ -380,7 +380,7 @@ def damage(path, how):
         "no json": "config.json is damaged",
         "pickled code": "needs code beyond plain tensors",
         "tokenizer": "tokenizer llama is damaged",
-        "a tokenizer of no text": "tokenizer llama is damaged: UnicodeDecodeError",
+        "a tokenizer of no text": "tokenizer.json is damaged: UnicodeDecodeError",
         "settings": "tokenizer_config.json is damaged: it holds no keys and values",
         "two names": "model.norm.weight with and without model.",
         "a type of numbers": "has norm.weight of the type F8_E4M3, and zoo reads F64",
@@ -388,7 +388,7 @@ def damage(path, how):
         "a shard is missing": "names model-00002-of-00002.safetensors, and it is not there",
         "the index promises": "should hold layers.9.x, and it is not there",
         "the shard holds more": "holds norm.weight, and the index does not say so",
-        "outside": "outside its folder",
+        "outside": "which is no file of weights in its folder",
     }.items(),
 )
 def test_damaged_folders(tmp_path, how, sentence):

@@ -5,6 +5,7 @@ Reading never runs pickled code, and never leaves half a file behind. `read` giv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -21,11 +22,11 @@ from zoo.checkpoints.description import (
     describe,
     fill,
     owners,
-    sound,
 )
-from zoo.checkpoints.stored import Listing
-from zoo.errors import ZooError, escape_controls
+from zoo.checkpoints.stored import Listing, Weights
+from zoo.errors import ZooError
 from zoo.hub.files import check_links
+from zoo.limits import check_schema, check_sizes, escape_description, reporting_damage
 
 __all__ = [
     "FORMAT",
@@ -36,6 +37,7 @@ __all__ = [
     "build",
     "callable_of",
     "check_installed",
+    "checked",
     "describe",
     "fill",
     "listed",
@@ -43,21 +45,21 @@ __all__ = [
     "read",
 ]
 
-DEEPEST = 32
-"""Levels of a description."""
 Found = TypeVar("Found", Checkpoint, Listing)
 
 
 def read(path: str | Path) -> Checkpoint:
     """A checkpoint of any known format; a sentence where the path holds none."""
-    found: Checkpoint = form(Path(path)).read(Path(path))
-    return known(found)
+    with reporting_damage(path):
+        found: Checkpoint = form(Path(path)).read(Path(path))
+        return known(found)
 
 
 def listed(path: str | Path) -> Listing:
     """A checkpoint of any known format, its weights left where they are; a sentence where the path holds none."""
-    found: Listing = form(Path(path)).listed(Path(path))
-    return known(found)
+    with reporting_damage(path):
+        found: Listing = form(Path(path)).listed(Path(path))
+        return known(found)
 
 
 def form(path: Path) -> ModuleType:
@@ -78,29 +80,32 @@ def form(path: Path) -> ModuleType:
     return hub if hub.holds(path) else folder
 
 
-def escaped(about: Any, path: Path, depth: int = 0) -> Any:
-    """A description whose words hold nothing that steers a terminal; the text of a tokenizer stays as it is."""
-    if depth > DEEPEST:
-        raise ZooError(f"{path} is damaged: its description is nested more than {DEEPEST} levels deep.")
-    if isinstance(about, str):
-        return escape_controls(about)
-    if isinstance(about, list | tuple):
-        return [escaped(each, path, depth + 1) for each in about]
-    if not isinstance(about, dict):
-        return about
-    found = {escaped(key, path, depth + 1): escaped(value, path, depth + 1) for key, value in about.items()}
-    if depth == 0 and isinstance(about.get("tokenizer"), dict):
-        found["tokenizer"] = about["tokenizer"] | {"name": escape_controls(str(about["tokenizer"].get("name", "")))}
+def known(found: Found) -> Found:
+    """`found`, with its description checked against its weights."""
+    weights = found.weights.stored if isinstance(found.weights, Weights) else found.weights
+    found.about = checked(found.about, [each.shape for each in weights.values()], found.path)
     return found
 
 
-def known(found: Found) -> Found:
-    """`found`, unless a later version wrote it or its description has not the shape of one."""
-    found.about = escaped(found.about, found.path)
-    sound(found.about, found.path)
-    if found.about.get("format", 0) > FORMAT:
+def checked(about: Any, shapes: Sequence[Sequence[int]], path: Path) -> dict[str, Any]:
+    """The description of a checkpoint, its words without what steers a terminal.
+
+    Args:
+        about: As the file has it.
+        shapes: Of the weights of its network.
+        path: The file.
+
+    Raises ZooError where a later version wrote it, where it has not the shape of a description, or where it declares
+    more than the weights hold.
+    """
+    if not isinstance(about, dict):
+        raise ZooError(f"{path} is damaged: its description is no mapping.")
+    found: dict[str, Any] = escape_description(about, path)
+    check_schema(found, path)
+    if found.get("format", 0) > FORMAT:
         raise ZooError(
-            f"{found.path} was written by a newer zoo (format {found.about['format']}). "
-            "Try:  pip install -U positionzoo"
+            f"{path} was written by a newer zoo (format {found['format']}). Try:  pip install -U positionzoo"
         )
+    if "network" in found:
+        check_sizes(found["network"], shapes, path)
     return found

@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo import plugins
 from zoo.checkpoints.stored import Stored, Weights
-from zoo.checkpoints.values import DEPTH, check_arguments
-from zoo.errors import ZooError, listing
+from zoo.errors import ZooError
+from zoo.limits import reporting_damage
 from zoo.matrix import taken, unfit
 from zoo.position import PositionEncoding
 from zoo.trunk import Trunk
+from zoo.values import DEPTH, check_arguments
 
 SLOTS = {"position": "zoo.positions", "kernel": "zoo.kernels"}
 """Arguments of a network that are plugins, and their groups."""
 NESTED = {"extension": "zoo.extensions"}
 """Arguments of plugins that are plugins, and their groups."""
 FORMAT = 1
-METHOD = re.compile(r"[\w.+ -]{0,200}")
-"""What an extension may be called, so that its name is no markup in a card."""
 NETWORKS = ("zoo.decoder.Decoder", "zoo.vit.ViT")
 """The networks that a description may name."""
 
@@ -54,13 +53,22 @@ class Checkpoint:
     def network(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
         check_installed(self.about, self.path)
-        try:
+        with reporting_damage(self.path, ": it does not describe a network"):
+            self.compare_shapes()
             with undrawn():
                 model = build(self.about["network"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ZooError(f"{self.path} is damaged: it does not describe a network ({error}).") from None
         fill(model, self.weights, self.path, mapped=True)
         return model.eval()
+
+    def compare_shapes(self) -> None:
+        """Raise ZooError where the weights are those of another network, before memory is allocated for it."""
+        try:
+            with torch.device("meta"):
+                shapes = {name: value.shape for name, value in build(self.about["network"]).state_dict().items()}
+        except (RuntimeError, NotImplementedError):
+            return  # of a plugin that cannot be built without memory; `fill` compares again
+        stored = self.weights.stored if isinstance(self.weights, Weights) else self.weights
+        report_misfits(shapes, {name: each.shape for name, each in stored.items()}, self.path)
 
 
 def check_installed(about: Mapping[str, Any], path: object) -> None:
@@ -87,22 +95,38 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str, *, m
         mapped: Parameters may be the pages of a file, which are read when they are used, and copied when written to.
     """
     own, parameters = model.state_dict(), dict(model.named_parameters(remove_duplicate=False))
-    wrong = [f"{name} is missing there" for name in own if name not in weights]
-    wrong += [f"{name} has no place here" for name in weights if name not in own]
+    stored = weights.stored if isinstance(weights, Weights) else weights
+    shapes = {name: each.shape for name, each in stored.items()}
+    report_misfits({name: value.shape for name, value in own.items()}, shapes, path)
     places: dict[tuple[int, int, int], str] = {}
-    for name, mine in own.items() if not wrong else ():
+    for name, mine in own.items():
         place = mine.untyped_storage()._cdata, int(mine.storage_offset()), mine.numel()
         if places.setdefault(place, name) != name:
             continue  # tied: it has been filled under another name
         theirs = weights.stored[name] if isinstance(weights, Weights) else weights[name]
-        if theirs.shape != mine.shape:
-            wrong.append(f"{name} is {list(theirs.shape)} there and {list(mine.shape)} here")
-        elif not isinstance(theirs, Stored):
+        if not isinstance(theirs, Stored):
             mine.copy_(theirs)
         elif mapped and theirs.dtype == mine.dtype and name in parameters and (lying := theirs.mapped()) is not None:
             parameters[name].data = lying
         else:
             theirs.into(mine)
+
+
+def report_misfits(here: Mapping[str, Any], there: Mapping[str, Any], path: Path | str) -> None:
+    """Raise ZooError where the weights of a file are not those of a network, by name and shape.
+
+    Args:
+        here: Shapes of the network's weights.
+        there: Shapes of the file's.
+        path: The file, for the message.
+    """
+    wrong = [f"{name} is missing there" for name in here if name not in there]
+    wrong += [f"{name} has no place here" for name in there if name not in here]
+    wrong += [
+        f"{name} is {list(there[name])} there and {list(shape)} here"
+        for name, shape in here.items()
+        if name in there and tuple(there[name]) != tuple(shape)
+    ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ZooError(f"{path} belongs to another model: {'; '.join(wrong[:3])}{more}.")
@@ -120,24 +144,6 @@ class undrawn(TorchFunctionMode):  # noqa: N801 - it is used as a function is
         if func in self.DRAWN and isinstance(drawn := args[0] if args else kwargs.get("tensor"), nn.Parameter):
             return drawn
         return func(*args, **kwargs)
-
-
-def sound(about: Mapping[str, Any], path: Path | str) -> None:
-    """Raise ZooError where a description has not the shape of one."""
-    asked, extended = about.get("asked") or {}, about.get("extended") or {"chain": [{"method": "", "to": 0}]}
-    model = (asked.get("model") or {}) if isinstance(asked, Mapping) else None
-    chain = extended.get("chain") if isinstance(extended, Mapping) else None
-    shapes = {
-        "format": isinstance(about.get("format", 0), int),
-        "trained": isinstance(about.get("trained") or {}, Mapping),
-        "asked": isinstance(model, Mapping) and isinstance(model.get("init_args") or {}, Mapping),
-        "extended": isinstance(chain, list)
-        and bool(chain)
-        and all(isinstance(link, Mapping) and {"method", "to"} <= link.keys() for link in chain)
-        and all(METHOD.fullmatch(str(link["method"])) for link in chain),
-    }
-    if wrong := [name for name, fine in shapes.items() if not fine]:
-        raise ZooError(f"{path} is damaged: what it says under {listing(wrong)} is not what a checkpoint says there.")
 
 
 def build(node: Mapping[str, Any]) -> nn.Module:

@@ -47,13 +47,15 @@ def header(path: Path) -> dict[str, Stored]:
             if node["dtype"] not in KINDS:
                 raise ZooError(f"{path} has {name} of the type {node['dtype']}, and zoo reads {listing(KINDS)}.")
             kind, (start, stop) = KINDS[node["dtype"]], node["data_offsets"]
+            if any(type(number) is not int or number < 0 for number in (start, stop, *node["shape"])):
+                raise ValueError(f"{name[:80]} has a shape or a place that is no number of elements")
             if stop - start != math.prod(node["shape"]) * kind.itemsize or start < 0:
                 raise ValueError(f"{name} is not as long as its shape says")
             found[name] = Stored(kind, tuple(node["shape"]), (Run(path, 8 + size + start, stop - start),))
             ends.append(stop)
         if 8 + size + max(ends) != whole:
             raise ValueError(f"the file has {whole} bytes and should have {8 + size + max(ends)}")
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
         raise ZooError(f"{path} is damaged: {str(error)[:160]}.") from None
     return found
 

@@ -18,10 +18,10 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo.checkpoints.values import check_arguments
 from zoo.data.images import Images
 from zoo.data.text import Text
 from zoo.errors import ZooError, listing
+from zoo.values import check_arguments
 
 MODULES: dict[str, type[LightningDataModule]] = {"Text": Text, "Images": Images}
 NOT_STORED = frozenset({"cache", "cache_dir", "workers", "num_workers", "num_proc", "processes"})

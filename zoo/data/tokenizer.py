@@ -28,6 +28,7 @@ import tiktoken
 import tiktoken.load
 
 from zoo.errors import ZooError, listing, near
+from zoo.limits import unpack
 
 END = "<|endoftext|>"
 KINDS = {"tokenizers": "zoo.hub.foreign"}
@@ -50,7 +51,8 @@ class Tokenizer:
         if ranks is not None:
             self.end = max(ranks.values()) + 1
             special = {END: self.end}
-            self.encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+            with _telling_panics(name):
+                self.encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
             self.vocabulary = self.end + 1
         elif name == "bytes":
             self.end, self.vocabulary = 256, 257
@@ -62,7 +64,8 @@ class Tokenizer:
         """The numbers of a text, without an end."""
         if self.encoding is None:
             return list(text.encode(errors="replace"))
-        return self.encoding.encode_ordinary(text)
+        with _telling_panics(self.name):
+            return self.encoding.encode_ordinary(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the numbers; what is no text, or no number of this vocabulary, becomes U+FFFD."""
@@ -96,8 +99,10 @@ class Tokenizer:
             name, packed = description["name"], description.get("ranks")
             if packed is None:
                 return cls(name)
-            return cls(name, _parse(zlib.decompress(base64.b64decode(packed))), description["pattern"])
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            return cls(name, _parse(unpack(base64.b64decode(packed), "The stored tokenizer")), description["pattern"])
+        except ZooError:
+            raise
+        except Exception as error:  # whatever tiktoken makes of it
             raise ZooError(f"The stored description of a tokenizer is damaged: {error}.") from error
 
     @property
@@ -216,6 +221,20 @@ def _parse(content: bytes) -> dict[bytes, int]:
 def _named(name: str) -> tiktoken.Encoding:
     with _careful(name):
         return tiktoken.get_encoding(name)
+
+
+@contextmanager
+def _telling_panics(name: str) -> Iterator[None]:
+    """Say in a sentence what tiktoken ends with, which is no Exception where its compiled part gives up."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ZooError(
+            f"The tokenizer {name} is damaged, or its pattern does not end on this text: {reason}."
+        ) from None
 
 
 _patching = threading.Lock()

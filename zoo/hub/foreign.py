@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterable
 from typing import Any
 
 from zoo.data.tokenizer import END, Tokenizer, letters
 from zoo.errors import ZooError
+from zoo.limits import unpack
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """How a vocabulary of SentencePiece calls a byte."""
@@ -34,6 +38,7 @@ class Foreign(Tokenizer):
     def __init__(self, name: str, text: str, end: str | int | None = None) -> None:
         from tokenizers import Tokenizer as Library
 
+        check_in_child(name, text)
         try:
             self.library = Library.from_str(text)
         except Exception as error:  # the library raises no other
@@ -93,10 +98,56 @@ class Foreign(Tokenizer):
         return Foreign, (self.name, self.text, self.end)
 
 
+CHILD = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]),) * 2)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+from tokenizers import Tokenizer
+text = sys.stdin.buffer.read().decode()
+found = Tokenizer.from_str(text)
+found.no_padding()
+found.no_truncation()
+found.encode("Hello world, 12 naive words.", add_special_tokens=False)
+"""
+MEMORY, SECONDS = 2 << 30, 15
+"""Bytes of addresses, and seconds of a processor, in which the library opens any tokenizer in use."""
+
+
+def check_in_child(name: str, text: str) -> None:
+    """Open a tokenizer.json in a process of its own, with a limit on its memory.
+
+    A normalizer or a pattern may need any amount of it, for want of which the library ends the whole process.
+
+    Raises ZooError where the process does not end well.
+    """
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    if digest in OPENED:
+        return
+    words = [sys.executable, "-I", "-c", CHILD, str(MEMORY + 40 * len(text)), str(SECONDS)]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            words, input=text.encode(errors="replace"), capture_output=True, env=environment, timeout=4 * SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise ZooError(f"The tokenizer {name} is damaged: it takes over {SECONDS} seconds to open.") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"the process ended by {done.returncode}"]
+        reason = lines[-1].removeprefix("Exception: ")[:160]
+        raise ZooError(f"The tokenizer {name} is damaged: {reason}.")
+    OPENED.add(digest)
+
+
+OPENED: set[str] = set()
+"""Digests of the tokenizers that a child has opened."""
+
+
 def restored(description: dict[str, Any]) -> Foreign:
     """The tokenizer that was described."""
     try:
-        text = zlib.decompress(base64.b64decode(description["packed"])).decode()
-        return Foreign(str(description["name"]), text, int(description["end"]))
+        name = str(description["name"])
+        text = unpack(base64.b64decode(description["packed"]), f"The stored tokenizer {name}").decode()
+        return Foreign(name, text, int(description["end"]))
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise ZooError(f"The stored description of a tokenizer is damaged: {error}.") from error

@@ -6,12 +6,12 @@ Commands that look at no text read folders too, and wait for no library.
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError
+from zoo.limits import read_json
 
 FILE, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 ENDS = ("<|endoftext|>", "</s>")
@@ -31,13 +31,13 @@ def read(path: Path, vocabulary: int) -> dict[str, Any] | None:
         return None
     name = path.resolve().name
     try:
+        said = read_json(path / FILE)
         text = (path / FILE).read_text(encoding="utf-8")
-        said = json.loads(text)
         own = said["model"]["vocab"]  # of a unigram a list of pieces with their scores
         numbers = dict(own) if isinstance(own, dict) else {piece: number for number, (piece, _) in enumerate(own)}
         numbers |= {token["content"]: token["id"] for token in said.get("added_tokens") or ()}
         size = max(numbers.values()) + 1
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ZooError(f"The tokenizer {name} is damaged: {type(error).__name__}: {str(error)[:160]}.") from None
     if size > vocabulary:
         raise ZooError(f"{path / FILE} does not belong to the model: it has {size} tokens, and the model {vocabulary}.")
@@ -63,10 +63,7 @@ def ending(path: Path) -> str | int | None:
 
 def keys(path: Path) -> dict[str, Any]:
     """What a file says; nothing where it is not there."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ZooError(f"{path} is damaged: {str(error)[:160]}.") from None
+    found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
         raise ZooError(f"{path} is damaged: it holds no keys and values.")
     return found
