@@ -106,6 +106,33 @@ def test_extending_links_the_weights_and_copies_what_people_edit(tmp_path, capsy
     assert status == 0, said
 
 
+@pytest.mark.parametrize("head", ["embed_out.weight", "lm_head.weight"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_pickled_gpt_neox_of_either_version_is_read_with_the_buffers_of_old_files(tmp_path, head, tied):
+    """In memory transformers 5 calls the head lm_head, 4 embed_out; files of 2022 hold masks and frequencies."""
+    config = {**NEOX, "tie_word_embeddings": tied}
+    plain = folders.write(tmp_path / "plain", config)
+    weights = {f"gpt_neox.{name}": tensor for name, tensor in load_file(plain / "model.safetensors").items()}
+    weights[head] = weights.pop("gpt_neox.embed_out.weight", weights["gpt_neox.embed_in.weight"])
+    for layer in range(2):
+        attention = f"gpt_neox.layers.{layer}.attention"
+        weights[f"{attention}.bias"] = torch.ones(1, 1, 64, 64).tril().bool()
+        weights[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+        weights[f"{attention}.rotary_emb.inv_freq"] = torch.ones(1)
+    weights["gpt_neox.rotary_emb.inv_freq"] = torch.ones(1)
+    pickled = folders.write(tmp_path / "pickled", config)
+    (pickled / "model.safetensors").unlink()
+    torch.save(weights, pickled / "pytorch_model.bin")
+    expected, found = (checkpoints.read(path).network().state_dict() for path in (plain, pickled))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    if not tied:
+        both = {**weights, "embed_out.weight": torch.zeros(300, 32), "lm_head.weight": torch.zeros(300, 32)}
+        torch.save(both, pickled / "pytorch_model.bin")
+        with pytest.raises(ZooError, match=r"both lm_head\.weight and embed_out\.weight, two names of one tensor"):
+            checkpoints.listed(pickled)
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_a_network_is_not_drawn_and_its_file_is_not_written_to(tmp_path, kind):
     """The pages of a file are a weight where it lies in one piece and has the type; to write there is to copy."""
