@@ -189,9 +189,7 @@ def described(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def around(tokenizer: Foreign) -> dict[str, Any]:
     """What the library puts before and behind a text by itself, and llama.cpp therefore too."""
-    bare, whole = (tokenizer.library.encode("a", add_special_tokens=told).ids for told in (False, True))
-    start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
-    before, after = whole[:start], whole[start + len(bare) :]
+    before, after = tokenizer.template
     if len(before) > 1 or after not in ([], [tokenizer.end]):
         raise ZooError(
             f"The tokenizer {tokenizer.name} puts {len(before)} tokens before a text and {len(after)} behind it; a "
