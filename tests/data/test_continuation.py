@@ -152,7 +152,9 @@ def test_a_long_continuation_costs_no_more_per_id_than_a_short_one() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose tokenizer is SentencePiece's."""
-    path = folders.write(tmp_path_factory.mktemp("continuation") / "llama", {**folders.LLAMA, "vocab_size": 512, "eos_token_id": 2})
+    path = folders.write(
+        tmp_path_factory.mktemp("continuation") / "llama", {**folders.LLAMA, "vocab_size": 512, "eos_token_id": 2}
+    )
     (path / "tokenizer.json").write_text(pieces.sentencepiece())
     return path
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import folders
+import pieces
 from folders import zoo
 
 from zoo import checkpoints, resume
@@ -205,6 +207,31 @@ def test_no_text_is_the_end_whatever_a_normalizer_makes_of_it():
     for text in ("a <|ENDOFTEXT|> b", "a <|endoftext|> b"):
         assert tokenizer.end not in tokenizer.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)) == "a <|endoftext|> b"
+
+
+@pytest.mark.parametrize(
+    ("files", "start", "prefix"),
+    [
+        ({"tokenizer_config.json": {"bos_token": "<s>"}}, 1, 1),
+        ({"tokenizer_config.json": {"bos_token": {"content": "<s>", "special": True}}}, 1, 1),
+        ({"tokenizer_config.json": {"bos_token": None}, "special_tokens_map.json": {"bos_token": "<s>"}}, None, 2),
+        ({"special_tokens_map.json": {"bos_token": "<s>"}}, 1, 1),
+        ({"tokenizer_config.json": {"bos_token": "<of another model>"}}, None, 2),
+        ({}, None, 2),
+    ],
+)
+def test_what_begins_a_document_is_read_as_transformers_does(tmp_path, files, start, prefix):
+    config = {**folders.LLAMA, "vocab_size": 512, "eos_token_id": 2, "bos_token_id": 1}
+    path = folders.write(tmp_path / "llama", config)
+    (path / "tokenizer.json").write_text(pieces.sentencepiece(start=False))
+    for name, content in files.items():
+        (path / name).write_text(json.dumps(content))
+    found = Tokenizer.restore(checkpoints.listed(path).about["tokenizer"])
+    for each in (found, Tokenizer.restore(found.describe()), pickle.loads(pickle.dumps(found))):
+        assert (each.start, each.prefix, each.end, each.encode_prefix()) == (start, prefix, 2, [])
+    (path / "tokenizer.json").write_text(pieces.sentencepiece())
+    found = Tokenizer.restore(checkpoints.listed(path).about["tokenizer"])
+    assert (found.start, found.encode_prefix(), 1 in found.encode("a")) == (1, [1], False)
 
 
 NEOX = {

@@ -77,7 +77,7 @@ class Tokenizer:
         Args:
             prompt: The ids before them.
             ids: The ids to decode.
-            special: Whether special tokens among them are written out; otherwise they are left out.
+            special: Whether special tokens among them, and numbers without a token, are written out or left out.
         """
         continuation = Continuation(self, prompt)
         parts = [continuation.add(number) for number in ids if special or not self.is_special(number)]
@@ -93,8 +93,8 @@ class Tokenizer:
         return []
 
     def is_special(self, number: int) -> bool:
-        """Whether a number is no text but a mark, such as the end of a document."""
-        return number == self.end
+        """Whether a number is no text: a mark, such as the end of a document, or no number of this vocabulary."""
+        return number == self.end or not 0 <= number < self.vocabulary
 
     def is_open(self, number: int) -> bool:
         """Whether the text of the numbers before, this one included, may change when another follows."""

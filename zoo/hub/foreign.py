@@ -68,7 +68,7 @@ class Foreign(Tokenizer):
         return list(self.template[0])
 
     def is_special(self, number: int) -> bool:
-        return number in self.special
+        return number in self.special or not self._is_known(number)
 
     def is_open(self, number: int) -> bool:
         return number in self.bytes  # a run of bytes is decoded as a whole
@@ -86,12 +86,16 @@ class Foreign(Tokenizer):
         """The text of the numbers; one that is not of this vocabulary becomes U+FFFD."""
         parts, run = list[str](), list[int]()
         for number in ids:
-            if 0 <= number < self.vocabulary and self.library.id_to_token(number) is not None:
+            if self._is_known(number):
                 run.append(number)
             else:
                 parts += [self._decode_run(run, first=not parts), "\ufffd"]
                 run = []
         return "".join([*parts, self._decode_run(run, first=not parts)])
+
+    def _is_known(self, number: int) -> bool:
+        """Whether there is a token of this number."""
+        return 0 <= number < self.vocabulary and self.library.id_to_token(number) is not None
 
     def _decode_run(self, run: list[int], *, first: bool) -> str:
         """The text of numbers of the vocabulary, as it is at the beginning of a text or behind other tokens."""
