@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from itertools import pairwise
 
 TEXT = """The quick brown fox jumps over the lazy dog, and the other dogs jump over the other foxes. It's 2026; don't
 they know? def f(x):\n    return x ** 2  # the square\n\tnaïve café, Über ünd the end of the beginning. Once upon a time
@@ -32,7 +33,9 @@ def added(number: int, token: str, **more: bool) -> dict:
     return {"id": number, "content": token, **plain, **more}
 
 
-def sentencepiece(*, form: str = "mistral", prefix: bool = True, start: bool = True, more: tuple[str, ...] = ()) -> str:
+def sentencepiece(
+    *, form: str = "mistral", prefix: bool = True, start: bool = True, more: tuple[str, ...] = (), closed: bool = True
+) -> str:
     """A tokenizer.json of SentencePiece's BPE with bytes for what it does not know.
 
     Args:
@@ -40,11 +43,15 @@ def sentencepiece(*, form: str = "mistral", prefix: bool = True, start: bool = T
         prefix: Whether a space is put before a text.
         start: Whether <s> is put before every text.
         more: Tokens of the user, found in text as they are.
+        closed: Whether the merges are all that the tokens allow, as where they come from scores; else the trainer's.
     """
-    pairs = merges()
+    pairs = list(merges())
     letters = sorted({letter for pair in pairs for part in pair for letter in part} | set("0123456789.,?") - {" "})
     names = [*SPECIAL, *BYTES, *(left + right for left, right in pairs), *letters]
     vocabulary = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if closed:
+        cuts = [(name[:at], name[at:]) for name in vocabulary for at in range(1, len(name))]
+        pairs = [pair for pair in cuts if pair[0] in vocabulary and pair[1] in vocabulary]
     first, last = {"type": "Prepend", "prepend": "▁"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     normalizer, words = None, None
@@ -111,3 +118,21 @@ def words(kind: str) -> str:
     found.pre_tokenizer = pre_tokenizers.Whitespace()
     found.train_from_iterator([TEXT], trainer)
     return found.to_str()
+
+
+def encode_by_scores(text: str, tokens: list[str], scores: list[float], *, prefix: bool = True) -> list[int]:
+    """SentencePiece's BPE in its plainest form: of all neighbours that make a token the best are merged, from the left.
+
+    A letter that is no token becomes its bytes.
+    """
+    numbers = {token: number for number, token in enumerate(tokens)}
+    parts = list((" " * (prefix and text != "") + text).replace(" ", "▁"))
+    while True:
+        pairs = [left + right for left, right in pairwise(parts)]
+        known = [(-scores[numbers[pair]], at) for at, pair in enumerate(pairs) if pair in numbers]
+        if not known:
+            break
+        _, at = min(known)
+        parts[at : at + 2] = [pairs[at]]
+    found = [[part] if part in numbers else [f"<0x{byte:02X}>" for byte in part.encode()] for part in parts]
+    return [numbers[name] for names in found for name in names]

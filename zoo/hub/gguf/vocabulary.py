@@ -166,7 +166,7 @@ def sentences(said: dict[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
     }
     first: list[dict[str, Any]] = []
     if said.get("remove_extra_whitespaces", False):
-        first += [replaced({"Regex": "^ +| +$"}, ""), replaced({"Regex": " {2,}"}, " ")]
+        first += [replaced({"Regex": r"\A +| +\z"}, ""), replaced({"Regex": " {2,}"}, " ")]
     if prefixed:
         first.append({"type": "Prepend", "prepend": SPACE})
     first.append(replaced({"String": " "}, SPACE))
