@@ -372,7 +372,7 @@ def test_sentencepiece_is_written(tmp_path, form, prefix, start):
     assert keys["token_type"][:259] == [2, 3, 3] + [6] * 256
     assert (again.vocabulary, again.end, again.start, again.encode_prefix()) == (count, 2, mine.start, [1] * start)
     differs = form == "mistral" and prefix
-    assert [note[:39] for note in notes] == ["llama.cpp, as SentencePiece does, puts "] * differs
+    assert notes == [vocabulary.SPACES, vocabulary.BEHIND] * differs
     for each in HOSTILE:
         ids = again.encode(each)
         assert ids == pieces.encode_by_scores(each, keys["tokens"], keys["scores"], prefix=prefix), each
@@ -383,6 +383,16 @@ def test_sentencepiece_is_written(tmp_path, form, prefix, start):
         if not differs:
             assert again.encode(each) == mine.encode(each)
         assert prefix or again.decode(again.encode(each)) == each  # else a space is put behind each mark
+
+
+def test_what_llama_cpp_does_otherwise_is_said(tmp_path):
+    text = json.loads(pieces.sentencepiece(form="llama2"))
+    text["added_tokens"][1]["normalized"] = True  # as in the first files of Llama 2
+    assert exported(tmp_path / "a", json.dumps(text))[-1] == [vocabulary.MARKS.format("<s>")]
+    text = json.loads(pieces.sentencepiece())
+    text["pre_tokenizer"]["prepend_scheme"] = "always"
+    assert exported(tmp_path / "b", json.dumps(text))[-1] == [vocabulary.SPACES]
+    assert vocabulary.describe_differences(Tokenizer("bytes")) == []
 
 
 def test_a_text_that_begins_with_a_space_keeps_it(tmp_path):

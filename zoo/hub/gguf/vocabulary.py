@@ -46,6 +46,13 @@ SPACE = "\u2581"
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 CONDITIONS = ("single_word", "lstrip", "rstrip")
 """What an added token of tokenizer.json may say that a GGUF file cannot."""
+OTHERWISE = "; the tokenizer.json of this model does not"
+SPACES = f"llama.cpp, as SentencePiece does, puts a space before a text that begins with one{OTHERWISE}"
+BEHIND = f"llama.cpp puts a space before a text behind a special token{OTHERWISE}"
+MARKS = (
+    "llama.cpp finds special tokens in a text as it is; the tokenizer.json of this model looks for {} behind a space"
+)
+"""What the two may differ in, to be said where they do."""
 LEAST = -10000.0
 """The score of a token that is none, as llama.cpp's converter has it."""
 TRIED = (
@@ -55,6 +62,7 @@ TRIED = (
     "1234567890 3.14 a1b2",
     "\u2581 is a letter too\u00a0and\u3000these are spaces\u200b\x00\x7f",
     "<s> <unk> </s> <0x0A> <|endoftext|> [INST]",
+    "a <s> b<unk>c",
     "\n",
     " ",
     "",
@@ -281,7 +289,7 @@ def describe_sentencepiece(tokenizer: Foreign) -> dict[str, Any]:
     """
     text = json.loads(tokenizer.library.to_str())  # in which nothing is left to be filled in
     model = text["model"]
-    prefixed, exact = space_rule(tokenizer, text)
+    prefixed, differences = space_rule(tokenizer, text)
     found: dict[str, Any] = {"model": "llama", "pre": "default", **spelled_out(tokenizer, text)}
     tokens, types = found["tokens"], found["token_type"]
     marks = {each["content"] for each in text["added_tokens"]}
@@ -293,13 +301,9 @@ def describe_sentencepiece(tokenizer: Foreign) -> dict[str, Any]:
         number = found["unknown_token_id"] = model["vocab"][model["unk_token"]]
         types[number] = UNKNOWN
     found |= {"eos_token_id": tokenizer.end, "add_space_prefix": prefixed, **around(tokenizer)}
-    compare_read_back(tokenizer, found, [text for text in TRIED if exact or not differs(text, marks)])
+    excepted = [each for each in TRIED if each.startswith((" ", SPACE)) or any(mark in each for mark in marks)]
+    compare_read_back(tokenizer, found, [each for each in TRIED if not differences or each not in excepted])
     return found
-
-
-def differs(text: str, marks: Iterable[str]) -> bool:
-    """Whether a text is one of those of which `describe_differences` speaks."""
-    return text.startswith((" ", SPACE)) or any(mark in text for mark in marks)
 
 
 def compare_read_back(tokenizer: Foreign, keys: Mapping[str, Any], texts: Iterable[str]) -> None:
@@ -319,17 +323,11 @@ def describe_differences(tokenizer: Tokenizer) -> list[str]:
     """What llama.cpp does with texts that this tokenizer does not, in sentences."""
     if not isinstance(tokenizer, Foreign) or not json.loads(tokenizer.text)["model"].get("byte_fallback"):
         return []
-    prefixed, exact = space_rule(tokenizer, json.loads(tokenizer.library.to_str()))
-    if exact or not prefixed:
-        return []
-    return [
-        "llama.cpp, as SentencePiece does, puts a space before a text that begins with one, and before a text behind a "
-        "special token; the tokenizer.json of this model does not"
-    ]
+    return space_rule(tokenizer, json.loads(tokenizer.library.to_str()))[1]
 
 
-def space_rule(tokenizer: Foreign, text: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether a space is put before a text, and whether so before each that llama.cpp puts one before.
+def space_rule(tokenizer: Foreign, text: Mapping[str, Any]) -> tuple[bool, list[str]]:
+    """Whether a space is put before a text, and what llama.cpp does otherwise, in sentences.
 
     Raises ZooError where spaces are treated as SentencePiece's BPE does not, or a token has conditions.
     """
@@ -344,12 +342,11 @@ def space_rule(tokenizer: Foreign, text: Mapping[str, Any]) -> tuple[bool, bool]
         reason = "marks the parts of words"
     elif missing := [token for token in BYTE_TOKENS if token not in model["vocab"]]:
         reason = f"has no token {missing[0]}"
-    elif conditions := [
-        each for each in text["added_tokens"] if each["single_word"] or each["lstrip"] or each["rstrip"]
-    ]:
+    elif conditions := [each for each in text["added_tokens"] if any(each[name] for name in CONDITIONS)]:
         reason = f"finds {conditions[0]['content']} with the spaces around it, or between words only"
     elif before is None and steps in ([prepended, spaces], [spaces, prepended], [spaces]):
-        return prepended in steps, True
+        late = [each["content"] for each in text["added_tokens"] if each["normalized"]]
+        return prepended in steps, [MARKS.format(listing(late[:3]))] if late else []
     elif before is None or before["type"] != "Metaspace" or before["replacement"] != SPACE or steps:
         reason = "splits or changes text before"
     elif before["split"] and within:
@@ -359,7 +356,8 @@ def space_rule(tokenizer: Foreign, text: Mapping[str, Any]) -> tuple[bool, bool]
             f"The tokenizer {tokenizer.name} is not one that a GGUF file can name: that is SentencePiece's BPE, which "
             f"writes {SPACE} for spaces and has a token for each byte, and this one {reason}."
         )
-    return before["prepend_scheme"] != "never", before["prepend_scheme"] == "never"
+    differences = {"first": [SPACES, BEHIND], "always": [SPACES], "never": []}
+    return before["prepend_scheme"] != "never", differences[before["prepend_scheme"]]
 
 
 def rank_pieces(tokenizer: Foreign, pieces: Mapping[str, int], model: Mapping[str, Any]) -> dict[str, float]:
