@@ -232,6 +232,10 @@ def test_what_begins_a_document_is_read_as_transformers_does(tmp_path, files, st
     (path / "tokenizer.json").write_text(pieces.sentencepiece())
     found = Tokenizer.restore(checkpoints.listed(path).about["tokenizer"])
     assert (found.start, found.encode_prefix(), 1 in found.encode("a")) == (1, [1], False)
+    for wrong in ("one", [], float("inf")):
+        with pytest.raises(ZooError, match="description of a tokenizer is damaged"):
+            Tokenizer.restore({**found.describe(), "start": wrong})
+    assert Tokenizer.restore({**found.describe(), "start": 10**9}).start == 1, "no number of this vocabulary"
 
 
 NEOX = {

@@ -133,5 +133,5 @@ def restored(description: dict[str, Any]) -> Foreign:
         text = zlib.decompress(base64.b64decode(description["packed"])).decode()
         start = description.get("start")
         return Foreign(str(description["name"]), text, int(description["end"]), None if start is None else int(start))
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
         raise ZooError(f"The stored description of a tokenizer is damaged: {error}.") from error
