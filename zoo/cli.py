@@ -147,7 +147,7 @@ def generate(argv: list[str]) -> None:
     import torch
 
     from zoo import checkpoints
-    from zoo.data.tokenizer import Tokenizer
+    from zoo.data.tokenizer import Continuation, Tokenizer
     from zoo.decoder import Decoder
     from zoo.generate import stream
 
@@ -163,8 +163,7 @@ def generate(argv: list[str]) -> None:
     if len(ids) <= model.reach < total:
         what = "reach" if model.reach > model.length else "trained length"
         print(f"zoo: {total} tokens exceed the {what} {model.reach}; what follows is extrapolated", file=sys.stderr)
-    new: list[int] = []
-    shown = ""
+    continuation, shown = Continuation(tokenizer, ids), False
     for step in stream(
         model.to(device),
         torch.tensor([ids], dtype=torch.long, device=device),
@@ -176,12 +175,9 @@ def generate(argv: list[str]) -> None:
     ):
         if int(step) == tokenizer.end:
             break
-        new.append(int(step))
-        text = prompt + tokenizer.decode(new)
-        if not text.endswith("\ufffd"):  # a character may be spread over several tokens
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-    print("" if shown else prompt)
+        print(f"{'' if shown else prompt}{continuation.add(int(step))}", end="", flush=True)
+        shown = True
+    print(f"{'' if shown else prompt}{continuation.finish()}")
 
 
 def show(argv: list[str]) -> None:

@@ -83,11 +83,12 @@ class Release(Callback):
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         network = cast(Decoder, task.network).eval()
         device = network.embedding.weight.device  # not always that of the run
-        prompt = torch.tensor([tokenizer.encode(self.prompt)], device=device)
+        ids = tokenizer.encode(self.prompt)
+        prompt = torch.tensor([ids], device=device)
         count = min(self.tokens, max(task.length - prompt.shape[1], 1))
         with torch.compiler.set_stance("force_eager"):  # a graph for each length would take longer than the sample
-            new = [int(ids) for ids in stream(network, prompt, count, seed=0, end=tokenizer.end)]
-        return self.prompt + tokenizer.decode([i for i in new if i != tokenizer.end])
+            new = [int(step) for step in stream(network, prompt, count, seed=0, end=tokenizer.end)]
+        return self.prompt + tokenizer.decode_continuation(ids, [number for number in new if number != tokenizer.end])
 
 
 def divided(task: Task) -> bool:

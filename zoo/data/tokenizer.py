@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +45,9 @@ class Tokenizer:
         pattern: how text is split into words before merging, where ranks are given.
     """
 
+    start: int | None = None
+    """What begins a document, where there is such a token; ours have none."""
+
     def __init__(self, name: str, ranks: dict[bytes, int] | None = None, pattern: str = PATTERN) -> None:
         self.name, self.ranks, self.pattern = name, ranks, pattern
         self.encoding: tiktoken.Encoding | None = None
@@ -70,6 +73,35 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the numbers; what is no text, or no number of this vocabulary, becomes U+FFFD."""
         return b"".join(map(self._bytes, ids)).decode(errors="replace")
+
+    def decode_continuation(self, prompt: Sequence[int], ids: Iterable[int], *, special: bool = True) -> str:
+        """The text that `ids` add to a prompt: the end of the text that all of them have together.
+
+        Args:
+            prompt: The ids before them.
+            ids: The ids to decode.
+            special: Whether special tokens among them, and numbers without a token, are written out or left out.
+        """
+        continuation = Continuation(self, prompt)
+        parts = [continuation.add(number) for number in ids if special or not self.is_special(number)]
+        return "".join([*parts, continuation.finish()])
+
+    @property
+    def prefix(self) -> int:
+        """What stands before the first token of a text that is scored: the start, else the end of a document."""
+        return self.end if self.start is None else self.start
+
+    def encode_prefix(self) -> list[int]:
+        """The numbers that the tokenizer itself puts before every text, as in transformers: none in ours."""
+        return []
+
+    def is_special(self, number: int) -> bool:
+        """Whether a number is no text: a mark, such as the end of a document, or no number of this vocabulary."""
+        return number == self.end or not 0 <= number < self.vocabulary
+
+    def is_open(self, number: int) -> bool:
+        """Whether the text of the numbers before, this one included, may change when another follows."""
+        return False
 
     def sizes(self, ids: Iterable[int]) -> list[int]:
         """How many bytes of text each number stands for."""
@@ -122,6 +154,51 @@ class Tokenizer:
         """Write the ranks as a .tiktoken file, whole or not at all."""
         assert self.ranks is not None
         _put(path, _write(self.ranks))
+
+
+class Continuation:
+    """The text that new ids add to a prompt, piece by piece; the pieces are the end of what decoding all of them gives.
+
+    By itself an id may have another text: SentencePiece's first one loses its space, and a character may be spread over
+    several. So a few ids before are decoded too, and what a further id may still change is held back.
+
+    Args:
+        tokenizer: Whose ids they are.
+        prompt: The ids before them, the whole of a text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.ids, self.given = list(prompt), 0
+        self._advance()
+
+    def add(self, number: int) -> str:
+        """The text that is certain with one more id: none in the middle of a character."""
+        self.ids.append(number)
+        if self.tokenizer.is_open(number):
+            return ""
+        text = self.pending()
+        if text.endswith("\ufffd"):  # perhaps the beginning of a character
+            self.given += len(text) - 1
+            return text[:-1]
+        self._advance()
+        return text
+
+    def pending(self) -> str:
+        """The text of the ids so far that has not been given out."""
+        return self.tokenizer.decode(self.ids)[self.given :]
+
+    def finish(self) -> str:
+        """The rest, where no more ids come."""
+        text = self.pending()
+        self._advance()
+        return text
+
+    def _advance(self) -> None:
+        """Keep the last ids only, from one on whose text does not depend on those before it."""
+        last = next((n for n in range(len(self.ids) - 1, 0, -1) if not self.tokenizer.is_open(self.ids[n])), 0)
+        self.ids = self.ids[last:]
+        self.given = len(self.tokenizer.decode(self.ids))
 
 
 def load(name: str) -> Tokenizer:

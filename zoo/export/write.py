@@ -93,6 +93,9 @@ def write(found: Listing, said: Exported, beside: Path, held: Path | None = None
         text, end = portable(tokenizer)
         if not (beside / TEXT).exists():
             (beside / TEXT).write_text(text, encoding="utf-8")
+        if tokenizer.start is not None:
+            kept = {"bos_token": tokenizer.decode([tokenizer.start]), **kept}
+            keys.setdefault("bos_token_id", tokenizer.start)
         kept = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, **kept}
         keys.setdefault("eos_token_id", tokenizer.end)
     if kept:  # of a tokenizer that only transformers reads too

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from zoo.errors import ZooError
 from zoo.limits import read_json
 
 FILE, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
+SPECIAL = "special_tokens_map.json"
 ENDS = ("<|endoftext|>", "</s>")
 """What ends a document where nothing says so."""
 
@@ -47,7 +49,10 @@ def read(path: Path, vocabulary: int) -> dict[str, Any] | None:
         raise ZooError(f"Nothing in the tokenizer {name} is known to end a document: its eos_token is not told.")
     # All commands wait for this, so it is not packed as tightly as it could be.
     packed = base64.b64encode(zlib.compress(text.encode(), 3)).decode()
-    return {"name": name, "kind": "tokenizers", "packed": packed, "end": end}
+    start = beginning(path, numbers)
+    return {"name": name, "kind": "tokenizers", "packed": packed, "end": end} | (
+        {} if start is None else {"start": start}
+    )
 
 
 def ending(path: Path) -> str | int | None:
@@ -59,6 +64,20 @@ def ending(path: Path) -> str | int | None:
     if isinstance(number, list):
         number = number[0] if number else None
     return said if isinstance(said, str) else number
+
+
+def beginning(path: Path, numbers: Mapping[str, int]) -> int | None:
+    """The number of what begins a document, as transformers finds it; None where no file of the folder says so.
+
+    A token that tokenizer.json itself puts before every text is found where that file is opened.
+    """
+    for name in (SETTINGS, SPECIAL):
+        said = keys(path / name)
+        if "bos_token" in said:
+            token = said["bos_token"]
+            token = token.get("content") if isinstance(token, dict) else token
+            return numbers.get(token) if isinstance(token, str) else None
+    return None
 
 
 def keys(path: Path) -> dict[str, Any]:
