@@ -6,15 +6,16 @@ read metadata only and import no torch.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from zoo import __version__, plugins
+from zoo import __version__, failures, plugins
 from zoo.arguments import Arguments, place, speak
 from zoo.errors import ZooError, escape_controls, listing, near
 
@@ -53,6 +54,11 @@ def main() -> None:
     """Entry point of the command `zoo`; a user's mistake is a sentence on stderr and exit status 2."""
     if sys.argv[1:2] in (["extend"], ["export"]):  # what is half written is removed on the way out
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in (sys.stdout, sys.stderr):  # a terminal of ASCII shows what it cannot as \N{...}
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if failures.wants_traceback():
+        return run(sys.argv[1:])
     try:
         run(sys.argv[1:])
     except ZooError as error:
@@ -66,10 +72,19 @@ def main() -> None:
         sys.exit(141)
     except OSError as error:
         if error.strerror is None:
-            raise
+            fail(error)
         where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"zoo: {where}{error.strerror}", file=sys.stderr)
+        print(f"zoo: {escape_controls(where)}{error.strerror}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        fail(error)
+
+
+def fail(error: Exception) -> NoReturn:
+    """End with the sentence for an exception that nobody foresaw."""
+    sentence, status = failures.explain_failure(error)
+    print(f"zoo: {sentence}", file=sys.stderr)
+    sys.exit(status)
 
 
 def run(argv: list[str]) -> None:

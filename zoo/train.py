@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -27,7 +28,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from zoo import checkpoints, plugins, resume
+from zoo import checkpoints, failures, plugins, resume
 from zoo.callbacks import NonFinite, Predictions, Preemption, Progress, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
 from zoo.checkpoints import zero
@@ -45,6 +46,10 @@ from zoo.task import Task
 from zoo.tasks import ImageClassifier, LanguageModel
 
 __all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "LengthGeneralisation", "Text", "main"]
+
+
+RESTORE = os.path.join("connectors", "checkpoint_connector.py")
+"""Where Lightning takes up what a checkpoint says."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -248,9 +253,20 @@ class CLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if (pipeline := self.pipeline) is not None:
-            pipeline.run()
-        else:
+            return pipeline.run()
+        try:
             super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:
+            raise ZooError(f"The run does not fit its trainer section: {' '.join(str(error).split())}") from error
+        except Exception as error:
+            restoring = any(frame.filename.endswith(RESTORE) for frame in traceback.extract_tb(error.__traceback__))
+            if isinstance(error, ZooError | OSError) or not restoring or failures.lacks_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise ZooError(
+                f"{self.config[subcommand].get('ckpt_path')} is damaged: what it says of its run cannot be restored: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
 
     def after_instantiate_classes(self) -> None:
         if self.pipeline is not None:

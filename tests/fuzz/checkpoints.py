@@ -22,10 +22,10 @@ sys.path[:0] = [
     str(Path(__file__).parent.parent / "hub"),
     str(Path(__file__).parent.parent / "checkpoints"),
 ]
-import conftest as zero_directories
-import folders
-from mutations import change, damage, nested, value
-from server import Case
+import conftest as zero_directories  # noqa: E402
+import folders  # noqa: E402
+from mutations import change, damage, nested, value  # noqa: E402
+from server import Case  # noqa: E402
 
 RECIPE = {
     "model": {
@@ -47,15 +47,15 @@ SHORT = [
 ]
 COMMANDS: dict[str, list[str]] = {
     "generate": ["generate", "CKPT", "--prompt", "ab", "--tokens", "2", "--seed", "0"],
-    "evaluate": ["evaluate", "CKPT", "--lengths", "8,16", "--files", "texts", "--documents", "2", "--measures", "perplexity"],
+    "evaluate": ["evaluate", "CKPT", "--lengths", "8,16", "--files", "texts", "--documents", "2", "--measures", "perplexity"],  # noqa: E501
     "extend": ["extend", "CKPT", "--to", "64", "--method", "YaRN", "--out", "long"],
     "convert": ["extend", "CKPT", "--to", "64", "--method", "FoPE", "--out", "long.ckpt"],
     "export": ["export", "CKPT", "--to", "hf", "--check", "waves", "--out", "exported"],
     "gguf": ["export", "CKPT", "--to", "gguf", "--check", "waves", "--out", "exported.gguf"],
     "analyze": ["analyze", "CKPT", "--files", "texts", "--length", "8"],
     "validate": ["validate", "--ckpt_path", "CKPT", *SHORT, "--data.workers", "0", "--trainer.limit_val_batches", "1"],
-    "fit": ["fit", "--ckpt_path", "CKPT", *SHORT, "--data.workers", "0", "--trainer.max_steps", "3", "--trainer.default_root_dir", "again"],
-    "weights": ["fit", "--model.weights", "CKPT", *SHORT, "--data.files", "texts", "--data.tokenizer", "bytes", "--data.workers", "0",
+    "fit": ["fit", "--ckpt_path", "CKPT", *SHORT, "--data.workers", "0", "--trainer.max_steps", "3", "--trainer.default_root_dir", "again"],  # noqa: E501
+    "weights": ["fit", "--model.weights", "CKPT", *SHORT, "--data.files", "texts", "--data.tokenizer", "bytes", "--data.workers", "0",  # noqa: E501
                 "--trainer.fast_dev_run", "true"],
     "check": ["check", "./CKPT"],
 }  # fmt: skip
@@ -179,12 +179,12 @@ def settings(path: Path, rng: random.Random) -> None:
 def tokenizer(path: Path, rng: random.Random) -> None:
     """Change a description of a tokenizer, or make a bomb of it."""
     bombs: list[Callable[[dict[str, Any]], Any]] = [
-        lambda old: {**old, "packed": base64.b64encode(zlib.compress(bytes(200 << 20), 9)).decode(), "kind": "tokenizers", "end": 0},
+        lambda old: {**old, "packed": base64.b64encode(zlib.compress(bytes(200 << 20), 9)).decode(), "kind": "tokenizers", "end": 0},  # noqa: E501
         lambda old: {**old, "ranks": base64.b64encode(zlib.compress(bytes(200 << 20), 9)).decode(), "pattern": "x"},
         lambda old: {**old, "ranks": base64.b64encode(zlib.compress(b"YQ== 0\n" * 1000)).decode(), "pattern": "("},
         lambda old: {**old, "name": "/etc/secret"},
         lambda old: {**old, "kind": rng.choice(["os", "tokenizers", 5, None])},
-        lambda old: {**old, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 50_000}] * 40}},
+        lambda old: {**old, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 50_000}] * 40}},  # noqa: E501
         lambda old: {**old, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "A" * 4000}},
         lambda old: {**old, "normalizer": nested(2000, dict)},
         lambda old: change(old, rng),

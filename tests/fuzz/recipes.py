@@ -18,8 +18,8 @@ from checkpoints import RECIPE
 FULL = copy.deepcopy(RECIPE)
 FULL["model"]["init_args"] |= {
     "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-8}},
-    "position": {"class_path": "RoPE", "init_args": {"base": 10000.0, "extension": {"class_path": "Linear", "init_args": {"factor": 2.0}}}},
-    **{"kernel": "Auto", "dropout": 0.0, "norm": "RMSNorm", "window": None, "kv_heads": 1, "compile": False, "chunk": 64},
+    "position": {"class_path": "RoPE", "init_args": {"base": 10000.0, "extension": {"class_path": "Linear", "init_args": {"factor": 2.0}}}},  # noqa: E501
+    **{"kernel": "Auto", "dropout": 0.0, "norm": "RMSNorm", "window": None, "kv_heads": 1, "compile": False, "chunk": 64},  # noqa: E501
 }  # fmt: skip
 FULL["trainer"] |= {
     **{"val_check_interval": 1, "log_every_n_steps": 1, "accumulate_grad_batches": 1, "devices": 1, "num_nodes": 1},
@@ -42,7 +42,7 @@ TEXTS = (
     "trainer: &x\n  <<: *x\n",
     "<<: *self\n",
     "model: &m {class_path: LanguageModel, init_args: *m}\n",
-    "\n".join(["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]" for n in range(1, 12)]),
+    "\n".join(["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]" for n in range(1, 12)]),  # noqa: E501
     "model: 1\nmodel: 2\n",
     "seed_everything: " + "9" * 5000 + "\n",
     "trainer: {max_steps: 1, max_steps: 2}\n",

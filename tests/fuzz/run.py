@@ -1,4 +1,4 @@
-"""Commands of zoo on damaged input: `python tests/fuzz --checkpoints 2000 --recipes 1000`, or `--share` for a small part.
+"""Commands of zoo on damaged input: `python tests/fuzz/run.py`, or with `--share` a small part of it.
 
 Each case is an ordinary command on a mutated checkpoint or recipe, in a process of its own. There must be no traceback,
 no refusal that takes over 20 s or 512 MiB and four times the size of the input, and nothing that the input chose.
@@ -100,7 +100,8 @@ def main() -> None:
             left -= 1
     print(f"cases: {', '.join(f'{kind} {count}' for kind, count in sorted(kinds.items()))}")
     print(
-        f"slowest refusal {slowest:.1f} s, largest {largest >> 20} MiB above the imports; {time.monotonic() - start:.0f} s in all"
+        f"slowest refusal {slowest:.1f} s, largest {largest >> 20} MiB above the imports; "
+        f"{time.monotonic() - start:.0f} s in all"
     )
     for fault, count in faults.most_common():
         print(f"{count} x {fault}")

@@ -33,7 +33,7 @@ def source(tmp_path):
     """A folder of Hugging Face with known files, and with some that are nobody's business."""
     place = folders.write(tmp_path / "source", folders.LLAMA)
     for name in [*KNOWN, *OTHERS]:
-        (place / name).write_text(f"this is {name}")
+        (place / name).write_text("{}" if name.endswith(".json") else f"this is {name}")
     (place / "generation_config.json").write_text(json.dumps({"temperature": 0.5, "custom_generate": "somebody/code"}))
     (place / "more").mkdir()
     return place
