@@ -347,3 +347,59 @@ def test_a_damaged_cache_gets_a_sentence(tmp_path: Path, texts: dict[str, str]) 
     (folder / "about.json").write_text("{")
     with pytest.raises(ZooError, match="Remove that folder"):
         ready(tmp_path)
+
+
+def test_what_is_trained_on_has_an_identity(tmp_path: Path, texts: dict[str, str]) -> None:
+    """Equal where the text is equal, whatever its folder; another where the text or what is held out of it is."""
+    (tmp_path / "held.txt").write_text("to validate on")
+    one = make(tmp_path).identity
+    assert json.loads(json.dumps(one)) == one
+    assert (one["corpus"], one["compared"], one["revision"], one["files"]) == (
+        make(tmp_path).digest,
+        "contents",
+        None,
+        [],
+    )
+    (tmp_path / "texts").rename(tmp_path / "moved")
+    assert make(tmp_path, files=str(tmp_path / "moved"), batch=3, length=7).identity == one
+    (tmp_path / "moved").rename(tmp_path / "texts")
+    for change in ({"seed": 1}, {"valid": 0.3}, {"limit": 9000}, {"valid_files": str(tmp_path / "held.txt")}):
+        other = make(tmp_path, **change).identity
+        assert other["split"] != one["split"]
+        assert other["corpus"] == one["corpus"]
+    before = make(tmp_path, valid_files=str(tmp_path / "held.txt")).identity
+    (tmp_path / "held.txt").write_text("to validate on, too")
+    assert make(tmp_path, valid_files=str(tmp_path / "held.txt")).identity["split"] != before["split"]
+    (tmp_path / "texts" / "000.txt").write_text("another")
+    assert make(tmp_path).identity["corpus"] != one["corpus"]
+
+
+def test_the_identity_of_a_stream(tmp_path: Path, texts: dict[str, str]) -> None:
+    found = make(tmp_path, streaming=True).identity
+    assert found["files"] == sorted(texts)
+    assert found["compared"] == "contents"
+    assert "not compared" not in make(tmp_path, streaming=True).summary
+
+
+def test_a_stream_of_the_hub_says_what_was_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import DatasetInfo, Features, IterableDataset, IterableDatasetDict, Value
+    from datasets.iterable_dataset import ArrowExamplesIterable
+
+    def stream(revision: str) -> IterableDatasetDict:
+        urls = [f"hf://datasets/some/texts@{revision}/data/{n}.jsonl.gz" for n in range(2)]
+        tables = ArrowExamplesIterable(lambda files: iter([]), {"files": urls})
+        info = DatasetInfo(features=Features({"text": Value("string")}))
+        return IterableDatasetDict(train=IterableDataset(tables, info=info).select_columns(["text"]))
+
+    monkeypatch.setattr("requests.head", lambda *_, **__: None)
+    made = {}
+    for revision in ("0a1b", "2c3d"):
+        monkeypatch.setattr("datasets.load_dataset", lambda *_, revision=revision, **__: stream(revision))
+        made[revision] = make(tmp_path, files=None, dataset="some/texts", streaming=True)
+        _ = made[revision]._corpus
+    one, two = made.values()
+    assert one.identity["revision"] == "0a1b"
+    assert one.identity["files"] == ["data/0.jsonl.gz", "data/1.jsonl.gz"]
+    assert one.identity["compared"] == "names"
+    assert one.identity != two.identity
+    assert "contents of the stream were not compared: known are revision 0a1b and the names of 2 files" in one.summary

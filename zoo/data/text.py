@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from zoo.data import corpus, tokenizer
 from zoo.data.corpus import Corpus
+from zoo.data.digests import default_cache
 from zoo.data.loader import Loader
 from zoo.data.positions import Placement
 from zoo.data.split import PARTS, Split, part_of
@@ -32,6 +32,7 @@ from zoo.errors import ZooError
 
 HEAD = 20_000  # documents of a stream among which those to validate and test on are sought
 TRAINED = 64_000_000  # characters that a BPE is trained on at most
+RULE = 2  # of parting a corpus: what is kept under an older one has other documents in its parts
 NEEDED = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("test",)}
 
 
@@ -104,7 +105,7 @@ class Text(L.LightningDataModule):
         self.shares = {"valid": valid, "test": test}
         self.others = {"valid": valid_files, "test": test_files}
         self.workers, self.seed, self.limit = workers, seed, limit
-        self.cache = Path(cache or os.environ.get("ZOO_CACHE") or "~/.cache/zoo").expanduser()
+        self.cache = Path(cache).expanduser() if cache else default_cache()
         self._tokenizer: Tokenizer | None = None
         self._opened: dict[str, Stored | None] = {}
         self._blocks: dict[str, Blocks] = {}
@@ -135,7 +136,28 @@ class Text(L.LightningDataModule):
     @property
     def summary(self) -> str:
         """One line about the data, for a card."""
-        return f"Text: {self._corpus.origin}, digest {self._corpus.digest}; tokenizer {self.tokenizer.name}."
+        told = f"Text: {self._corpus.origin}, digest {self._corpus.digest}; tokenizer {self.tokenizer.name}."
+        if self._corpus.compared:
+            return told
+        known = f"the names of {len(self._corpus.files)} files" if self._corpus.files else "its name"
+        known = f"revision {self._corpus.revision} and {known}" if self._corpus.revision else known
+        return f"{told} The contents of the stream were not compared: known are {known}."
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which text is trained on, as plain values: two runs with equal ones read the same text.
+
+        `corpus` is the digest of the corpus, `split` that of what is held out of it, `files` the names of a stream's
+        files in their order, `revision` that of a hub's data set, and `compared` tells whether `corpus` is of
+        'contents' or, for a stream of the hub, of 'names' only.
+        """
+        return {
+            "corpus": self._corpus.digest,
+            "split": self._key("split"),
+            "files": list(self._corpus.files),
+            "revision": self._corpus.revision,
+            "compared": "contents" if self._corpus.compared else "names",
+        }
 
     # What is on disk
 
@@ -196,7 +218,7 @@ class Text(L.LightningDataModule):
     @cached_property
     def _corpus(self) -> Corpus:
         if self.dataset:
-            return corpus.hub(self.dataset, self.subset, self.column, self.streaming)
+            return corpus.hub(self.dataset, self.subset, self.column, self.streaming, self.cache / "rows")
         if self.files:
             return corpus.local(self.files, self.column, self.streaming, self.cache / "rows")
         return corpus.library()
@@ -233,7 +255,8 @@ class Text(L.LightningDataModule):
         return split
 
     def _key(self, *words: Any) -> str:
-        about = [1, self._corpus.digest, self._own, self.seed, self.limit, self.streaming, *words]
+        held = {part: found.digest for part, found in self._held.items()}
+        about = [RULE, self._corpus.digest, held, self._own, self.seed, self.limit, self.streaming, *words]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
     def _make(self) -> Tokenizer:
@@ -262,7 +285,7 @@ class Text(L.LightningDataModule):
             if self.streaming and part == "train":
                 return None
             held = self._held.get(part)
-            key = self._key(part, held.digest if held else "", made.digest)
+            key = self._key(part, made.digest)
             folder = self.cache / "tokens" / f"{part}-{key}"
             if folder.exists():
                 stored = Stored(folder)
