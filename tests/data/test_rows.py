@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -84,13 +85,12 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, streaming: bool) -> Non
     seen = 0
     for place in range(4, len(content) - 8, len(content) // 40):
         (tmp_path / "bad.parquet").write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
-        try:
-            found = texts(tmp_path / "bad.parquet", streaming)
-        except ZooError as error:
-            assert "bad.parquet" in str(error)
-            seen += 1
-        else:
-            assert len(found) == 500
+        with contextlib.suppress(ZooError):
+            assert len(texts(tmp_path / "bad.parquet", streaming)) == 500
+            continue
+        with pytest.raises(ZooError, match=r"bad\.parquet"):
+            texts(tmp_path / "bad.parquet", streaming)
+        seen += 1
     assert seen > 10
     (tmp_path / "bad.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(ZooError, match=r"bad\.parquet cannot be read as parquet"):

@@ -24,7 +24,7 @@ from zoo.data.corpus import Corpus
 from zoo.data.digests import default_cache
 from zoo.data.loader import Loader
 from zoo.data.positions import Placement
-from zoo.data.split import PARTS, Split, part_of
+from zoo.data.split import PARTS, Split, digest_text, part_of
 from zoo.data.stream import Packer, Stream
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import Blocks, Stored, tokenise
@@ -58,8 +58,8 @@ class Text(L.LightningDataModule):
         batch: blocks per process and step.
         valid: share of the text to validate on.
         test: share of the text to test on.
-        valid_files: files to validate on, instead of a share.
-        test_files: files to test on, instead of a share.
+        valid_files: files to validate on, instead of a share; training documents that equal one of them are left out.
+        test_files: files to test on, instead of a share; the same.
         workers: processes that load batches; 0 loads in the training process.
         seed: origin of the split and of the order of blocks.
         cache: folder for tokens and trained vocabularies; without it, $ZOO_CACHE or ~/.cache/zoo.
@@ -231,6 +231,16 @@ class Text(L.LightningDataModule):
         return {**self._corpus.parts, **named}
 
     @cached_property
+    def _held_texts(self) -> frozenset[bytes]:
+        """Digests of the documents that are held out by name; no document that equals one is trained on.
+
+        Of a stream's parts these are its first documents, which are all that is validated and tested on.
+        """
+        return frozenset(
+            digest_text(text) for held in self._held.values() for text in self._apart(held)["text"] if text
+        )
+
+    @cached_property
     def _own(self) -> dict[str, float]:
         """The shares that must come out of the corpus itself."""
         return {part: 0.0 if part in self._held else share for part, share in self.shares.items()}
@@ -239,13 +249,21 @@ class Text(L.LightningDataModule):
     def _split(self) -> Split | _Head:
         rows = self._corpus.load()
         if not isinstance(rows, Dataset):
-            return _Head(rows, self.seed, **self._own)
-        split = Split(rows, **self._own, seed=self.seed, limit=self.limit)
-        unread = f", {split.unread} undecodable ones left out" if split.unread else ""
+            return _Head(rows, self.seed, **self._own, held=self._held_texts)
+        split = Split(rows, **self._own, seed=self.seed, limit=self.limit, held=self._held_texts)
+        left_out = {
+            "undecodable or without text": split.unread,
+            "empty": split.empty,
+            "equal to held-out ones": split.held,
+            "copies of others": split.copies if split.cut else 0,
+        }
+        said = "".join(f", {count} {kind} left out" for kind, count in left_out.items() if count)
+        if split.copies and not split.cut:
+            said += f", {split.copies} copies of others in the parts of these"
         limited = f", limited to {self.limit} characters by --data.limit" if self.limit else ""
         rank_zero_info(
             f"Corpus: {self._corpus.origin}: {split.documents} documents, {split.characters} characters"
-            f"{unread}{limited}; digest {self._corpus.digest}"
+            f"{said}{limited}; digest {self._corpus.digest}"
         )
         if split.cut:
             rank_zero_info(
@@ -339,6 +357,7 @@ class Text(L.LightningDataModule):
             seed=self.seed,
             limit=self.limit,
             placement=self._placement(),
+            held=self._held_texts,
         )
         return Stream(self._split.rows, pack, self.workers, rank, world, finished)
 
@@ -387,12 +406,14 @@ class _Head:
 
     cut = False
 
-    def __init__(self, rows: Any, seed: int, valid: float, test: float) -> None:
-        self.rows, self.seed, self.valid, self.test = rows, seed, valid, test
+    def __init__(self, rows: Any, seed: int, valid: float, test: float, held: frozenset[bytes] = frozenset()) -> None:
+        self.rows, self.seed, self.valid, self.test, self.held = rows, seed, valid, test, held
 
     def __getitem__(self, part: str) -> Dataset:
         first = (row["text"] for row in itertools.islice(self.rows, HEAD))
         texts = [text for text in first if text and part_of(text, self.valid, self.test, self.seed) == part]
+        if self.held:
+            texts = [text for text in texts if digest_text(text) not in self.held]
         return Dataset.from_dict({"text": texts})
 
 
