@@ -417,15 +417,14 @@ WRITER = re.compile(r"PytorchStreamWriter|inline_container.*(unexpected pos|writ
 
 def find_os_error(error: BaseException | None) -> OSError | None:
     """What the system said, among the errors that came of it: torch's writer of archives raises others over it."""
-    seen = set[int]()
+    seen, wrote = set[int](), False
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno is not None:
             return error
-        if isinstance(error, RuntimeError) and WRITER.search(str(error)) and not (error.__cause__ or error.__context__):
-            return OSError(errno.ENOSPC, "torch could not write all of it, so the disk is probably full")
+        wrote = wrote or (isinstance(error, RuntimeError) and WRITER.search(str(error)) is not None)
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return None
+    return OSError(errno.ENOSPC, "torch could not write all of it, so the disk is probably full") if wrote else None
 
 
 def is_disk_full(error: BaseException | None) -> bool:
