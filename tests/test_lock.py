@@ -54,7 +54,11 @@ def test_a_second_process_is_told_which_holds_the_folder(tmp_path, other):
     for unlock in (False, True):
         with pytest.raises(ZooError) as error:
             lock.acquire_lock(tmp_path, unlock=unlock)
-        for words in (f"{tmp_path} is the folder", f"process {other.pid} on {lock.host_name()}", "--trainer.default_root"):
+        for words in (
+            f"{tmp_path} is the folder",
+            f"process {other.pid} on {lock.host_name()}",
+            "--trainer.default_root",
+        ):
             assert words in str(error.value)
         assert "--unlock" not in str(error.value), "whether it runs is known here"
     assert len(list(tmp_path.iterdir())) == 2, "the lock and the other's file: nothing of the second is left"
