@@ -20,9 +20,9 @@ from datasets import IterableDataset as Rows
 from datasets.distributed import split_dataset_by_node
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from zoo.data.loader import check
+from zoo.data.loader import SentenceLoader, check
 from zoo.data.positions import Placement
 from zoo.data.split import digest_text, part_of
 from zoo.data.tokenizer import Tokenizer
@@ -132,7 +132,7 @@ class Packer(IterableDataset[Any]):
                 yield here, np.array([*self.tokenizer.encode(text), self.tokenizer.end], dtype=np.int64)
 
 
-class Stream(DataLoader):
+class Stream(SentenceLoader):
     """The loader of a stream, whose place can be stored and taken up again. It has no length.
 
     Args:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from zoo.data import corpus, tokenizer
 from zoo.data.corpus import Corpus
 from zoo.data.digests import default_cache
-from zoo.data.loader import Loader
+from zoo.data.loader import Loader, SentenceLoader
 from zoo.data.positions import Placement
 from zoo.data.split import PARTS, Split, digest_text, part_of
 from zoo.data.stream import Packer, Stream
@@ -372,7 +372,7 @@ class Text(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader | list[Any]:
         """The blocks to test on."""
         blocks = self._part("test")
-        return DataLoader(blocks, batch_size=self.batch, num_workers=self.workers)
+        return SentenceLoader(blocks, batch_size=self.batch, num_workers=self.workers)
 
     def _ordered(self, part: str, optional: bool = False) -> DataLoader | list[Any]:
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
