@@ -113,5 +113,14 @@ def test_damaged_pictures_are_named(place: Path, workers: int) -> None:
 def test_held_out_texts_are_counted_in_the_log(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"text": f"{number} and the words of this text " * 4} for number in range(6)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fit("--data.files", "rows.jsonl", "--data.valid_files", "texts/3.txt", "--data.streaming", "true", "--trainer.max_steps", "14")
+    fit(
+        "--data.files",
+        "rows.jsonl",
+        "--data.valid_files",
+        "texts/3.txt",
+        "--data.streaming",
+        "true",
+        "--trainer.max_steps",
+        "14",
+    )
     assert "left out so far: 1 documents equal to held-out ones, 0 without text" in caplog.text

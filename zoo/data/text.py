@@ -25,7 +25,7 @@ from zoo.data.digests import default_cache
 from zoo.data.loader import Loader, SentenceLoader
 from zoo.data.positions import Placement
 from zoo.data.split import PARTS, Split, digest_text, part_of
-from zoo.data.stream import Packer, Stream
+from zoo.data.stream import Packer, Stream, read_texts
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import Blocks, Stored, tokenise
 from zoo.errors import ZooError
@@ -410,7 +410,7 @@ class _Head:
         self.rows, self.seed, self.valid, self.test, self.held = rows, seed, valid, test, held
 
     def __getitem__(self, part: str) -> Dataset:
-        first = (row["text"] for row in itertools.islice(self.rows, HEAD))
+        first = itertools.islice(read_texts(self.rows), HEAD)
         texts = [text for text in first if text and part_of(text, self.valid, self.test, self.seed) == part]
         if self.held:
             texts = [text for text in texts if digest_text(text) not in self.held]
