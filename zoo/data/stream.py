@@ -11,18 +11,20 @@ from __future__ import annotations
 import copy
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
 from datasets import IterableDataset as Rows
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetsError
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from zoo.data.loader import check
+from zoo.data.loader import SentenceLoader, check
 from zoo.data.positions import Placement
 from zoo.data.split import digest_text, part_of
 from zoo.data.tokenizer import Tokenizer
@@ -117,12 +119,12 @@ class Packer(IterableDataset[Any]):
         if before:
             rows.load_state_dict(before)
         self.equal, self.empty = place.get("equal", 0), place.get("empty", 0)
-        for row in rows:
+        for text in read_texts(rows):
             here = {"rows": before, "read": read, "equal": self.equal, "empty": self.empty}
             before = rows.state_dict()
             if self.limit is not None and read >= self.limit:
                 return
-            if not (text := row["text"]):
+            if not text:
                 self.empty += 1
                 continue
             read += len(text)
@@ -132,7 +134,23 @@ class Packer(IterableDataset[Any]):
                 yield here, np.array([*self.tokenizer.encode(text), self.tokenizer.end], dtype=np.int64)
 
 
-class Stream(DataLoader):
+def read_texts(rows: Iterable[dict[str, Any]]) -> Iterator[str | None]:
+    """The texts of a stream, one after the other; None for a row without text.
+
+    Raises ZooError where a value is no text, or the stream breaks off.
+    """
+    try:
+        for number, row in enumerate(rows, 1):
+            text = row["text"]
+            if text is not None and not isinstance(text, str):
+                raise ZooError(f"The stream holds {type(text).__name__}, not text, in the row {number} that was read.")
+            yield text
+    except (pyarrow.ArrowException, DatasetsError, EOFError, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ZooError(f"The stream of documents broke off: {reason}") from error
+
+
+class Stream(SentenceLoader):
     """The loader of a stream, whose place can be stored and taken up again. It has no length.
 
     Args:

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 from zoo.data import corpus, tokenizer
 from zoo.data.corpus import Corpus
 from zoo.data.digests import default_cache
-from zoo.data.loader import Loader
+from zoo.data.loader import Loader, SentenceLoader
 from zoo.data.positions import Placement
 from zoo.data.split import PARTS, Split, digest_text, part_of
-from zoo.data.stream import Packer, Stream
+from zoo.data.stream import Packer, Stream, read_texts
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import Blocks, Stored, tokenise
 from zoo.errors import ZooError
@@ -372,7 +372,7 @@ class Text(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader | list[Any]:
         """The blocks to test on."""
         blocks = self._part("test")
-        return DataLoader(blocks, batch_size=self.batch, num_workers=self.workers)
+        return SentenceLoader(blocks, batch_size=self.batch, num_workers=self.workers)
 
     def _ordered(self, part: str, optional: bool = False) -> DataLoader | list[Any]:
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
@@ -410,7 +410,7 @@ class _Head:
         self.rows, self.seed, self.valid, self.test, self.held = rows, seed, valid, test, held
 
     def __getitem__(self, part: str) -> Dataset:
-        first = (row["text"] for row in itertools.islice(self.rows, HEAD))
+        first = itertools.islice(read_texts(self.rows), HEAD)
         texts = [text for text in first if text and part_of(text, self.valid, self.test, self.seed) == part]
         if self.held:
             texts = [text for text in texts if digest_text(text) not in self.held]
