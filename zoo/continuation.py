@@ -112,6 +112,8 @@ def compare_versions(about: Mapping[str, Any], model: Mapping[str, Any]) -> Iter
     used = set(list_plugins(named(model)["init_args"], checkpoints.SLOTS)) if model.get("init_args") else set()
     own = f"positionzoo {zoo.__version__}"
     for key, owner in (about.get("plugins") or {}).items():
+        if not isinstance(owner, list | tuple) or len(owner) != 2:
+            raise ZooError("The checkpoint is damaged: what it says under plugins is not what a checkpoint says there.")
         group, there = owner
         name = str(key).rpartition(":")[2]
         if (name, group) not in used or name not in plugins.names(group):

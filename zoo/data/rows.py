@@ -12,8 +12,6 @@ import bz2
 import gzip
 import json
 import lzma
-import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value
 from datasets.iterable_dataset import ArrowExamplesIterable
 
+from zoo import lock
 from zoo.errors import ZooError, listing, near
 
 CHUNK = 10 << 20
@@ -78,17 +77,17 @@ def load_rows(paths: list[str], kind: str, column: str, stored: Path) -> Dataset
             pass  # written anew
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=stored.parent, prefix=f"{stored.name}.", suffix=".part")
+        lock.remove_left_overs(stored.parent)
     except OSError as error:
         raise ZooError(f"The cache {stored.parent} cannot be written: {error}.   Try:  --data.cache FOLDER") from error
-    work = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-            for _, table in read_tables(paths, kind, column):
-                writer.write_table(table.rename_columns(["text"]))
-        work.replace(stored)
-    finally:
-        work.unlink(missing_ok=True)
+    with (
+        lock.writing(stored) as work,
+        lock.showing_life(work),
+        work.open("wb") as file,
+        pa.ipc.new_stream(file, SCHEMA) as writer,
+    ):
+        for _, table in read_tables(paths, kind, column):
+            writer.write_table(table.rename_columns(["text"]))
     return Dataset.from_file(str(stored))
 
 
