@@ -7,7 +7,7 @@ record, or cannot be looked at, is named in one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import zoo
@@ -30,7 +30,13 @@ WORDS = {
 
 
 def check_continuation(
-    about: Mapping[str, Any], path: object, datamodule: object, asked: Mapping[str, Any], *, accept: bool
+    about: Mapping[str, Any],
+    path: object,
+    datamodule: object,
+    asked: Mapping[str, Any],
+    argv: Sequence[str] = (),
+    *,
+    accept: bool,
 ) -> None:
     """Raise ZooError where a run would continue with other data, another tokenizer or other versions.
 
@@ -39,12 +45,13 @@ def check_continuation(
         path: The checkpoint.
         datamodule: That of the run that continues.
         asked: The `model` and `data` sections of that run, as plain data.
+        argv: What the user typed.
         accept: Print the differences instead.
     """
     lines, unknown = list[str](), list[str]()
     for compared in (
         compare_data(about, datamodule),
-        compare_tokenizer(about, asked),
+        compare_tokenizer(about, asked, argv),
         compare_versions(about, asked.get("model") or {}),
     ):
         for kind, line in compared:
@@ -77,7 +84,9 @@ def compare_data(about: Mapping[str, Any], datamodule: object) -> Iterator[tuple
         yield "unknown", "the contents of the stream, of which only names are known"
 
 
-def compare_tokenizer(about: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def compare_tokenizer(
+    about: Mapping[str, Any], asked: Mapping[str, Any], argv: Sequence[str]
+) -> Iterator[tuple[str, str]]:
     """Differences between the tokenizer that a run began with and the one that its recipe asks for.
 
     The tokenizer that is used is always the checkpoint's. One that is trained on the corpus is the same where the
@@ -92,7 +101,8 @@ def compare_tokenizer(about: Mapping[str, Any], asked: Mapping[str, Any]) -> Ite
         return
     for key in ("tokenizer", "vocabulary"):
         if then.get(key) != now.get(key) and (key == "tokenizer" or now["tokenizer"] == "bpe"):
-            yield "differs", f"data.{key}: {briefly(then.get(key), now.get(key))}"
+            if resume.asked(argv, f"data.{key}") is not None:  # a default asks for nothing
+                yield "differs", f"data.{key}: {briefly(then.get(key), now.get(key))}"
             return
     if now["tokenizer"] == "bpe" or about.get("parent"):
         return

@@ -264,7 +264,7 @@ class CLI(LightningCLI):
         if (self.stored is None and not before) or not lock.is_first_process():
             return
         about = self.stored if self.stored is not None else checkpoints.listed(str(path)).about
-        check_continuation(about, path, self.datamodule, self.model.asked or {}, accept=accept)
+        check_continuation(about, path, self.datamodule, self.model.asked or {}, sys.argv[1:], accept=accept)
 
     def after_instantiate_classes(self) -> None:
         if self.pipeline is not None:
