@@ -38,6 +38,7 @@ SCHEMA: Mapping[str, Any] = {
     "asked": dict[str, Any] | None,
     "extended": dict[str, Any] | None,
     "corpus": str | None,
+    "data_identity": dict[str, Any] | None,
     "parent": str | list[str] | dict[str, Any] | None,
 }
 """Types of what a description says."""

@@ -11,9 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,8 +22,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo import checkpoints, resume
+from zoo import checkpoints, lock, resume
 from zoo.checkpoints import lightning
+from zoo.continuation import FLAG
 from zoo.data.positions import Placement
 from zoo.errors import ZooError
 from zoo.extend import Plan, plan
@@ -99,6 +98,7 @@ class Pipeline:
         self.stages = [stage(each) for each in self.recipe.pop("extend") or []]
         self.asked = [plain(each) for each in self.stages]
         self.recipe.pop("config", None)
+        self.unlock, self.recipe["unlock"] = bool(self.recipe.pop("unlock", False)), False
         self.trainer, self.model = self.recipe["trainer"], self.recipe["model"]
         self.root = Path(self.trainer["default_root_dir"])
         if self.recipe.get("ckpt_path"):
@@ -179,8 +179,10 @@ class Pipeline:
 
     def claim(self) -> None:
         """Write the recipe into the folder of the run, or raise ZooError where another recipe has written its own."""
+        resume.claim_folder(self.root, unlock=self.unlock)
         path = self.root / "pipeline.json"
-        here = {"extend": self.asked, **self.recipe}
+        own = ("unlock", FLAG)  # of the command, not of the run
+        here = {"extend": self.asked, **{key: value for key, value in self.recipe.items() if key not in own}}
         begun = (
             any(self.root.glob("*/stage.json")) or any(self.root.glob("*/*.ckpt")) or any(self.root.glob("*/*/*.ckpt"))
         )
@@ -194,11 +196,7 @@ class Pipeline:
                     + "\n  Continue that one, or start this one elsewhere:   Try:  --trainer.default_root_dir FOLDER"
                 )
         keep(path, here)
-        for left in self.root.glob("**/.*.part"):  # by a run that was killed while it wrote
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        lock.remove_left_overs(self.root, recursive=True, earlier=True)
 
     def told(self, name: str) -> dict[str, Any]:
         """What is known of a stage: where its training ended, what was measured."""
@@ -371,9 +369,8 @@ def logged(logger: Any, place: Path) -> Any:
 def keep(path: Path, told: Mapping[str, Any]) -> None:
     """Write a file of figures, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(told, indent=1))
-    os.replace(beside, path)
+    with lock.writing(path) as beside:
+        beside.write_text(json.dumps(told, indent=1))
 
 
 def first(work: Callable[[], None], stands: Callable[[], bool] = lambda: True) -> None:

@@ -12,13 +12,16 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo import checkpoints
+from zoo import checkpoints, lock
 from zoo.checkpoints import lightning, zero
 from zoo.errors import ZooError, escape_controls
 from zoo.limits import reporting_damage
@@ -56,6 +59,40 @@ def asked(argv: Sequence[str], name: str) -> Any:
     return None if found in (None, "null") else found
 
 
+def is_set(argv: Sequence[str], name: str) -> bool:
+    """Whether a flag without a value, or with `true`, is given, or a recipe says true."""
+    alone = any(
+        word == f"--{name}" and (index + 1 == len(argv) or argv[index + 1].startswith("-"))
+        for index, word in enumerate(argv)
+    )
+    return alone or str(asked(argv, name)).lower() == "true"
+
+
+def claim_folder(root: Path, *, unlock: bool = False) -> None:
+    """Hold the lock on the folder of a run, in its first process; ZooError names the run that holds it otherwise."""
+    if lock.is_first_process() and "://" not in str(root):
+        lock.acquire_lock(root, unlock=unlock)
+
+
+def claim_run(trainer: Trainer, *, unlock: bool = False) -> None:
+    """Hold the locks on all folders that a run writes into, and remove what dead runs left unfinished there."""
+    if not lock.is_first_process() or getattr(trainer, "fast_dev_run", False):
+        return
+    keepers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    if not (keepers or trainer.loggers):
+        return
+    root = Path(trainer.default_root_dir)
+    claim_folder(root, unlock=unlock)
+    others = [each.dirpath for each in keepers] + [getattr(each, "log_dir", None) for each in trainer.loggers]
+    folders = [Path(each) for each in others if isinstance(each, str | Path) and "://" not in str(each)]
+    for folder in folders:
+        if not folder.resolve().is_relative_to(root.resolve()):
+            claim_folder(folder, unlock=unlock)
+    logs = [*folders, root, *root.glob("lightning_logs/*/")]
+    for folder in [*logs, *(each / name for each in logs for name in ("checkpoints", "model"))]:
+        lock.remove_left_overs(folder, earlier=True)
+
+
 def staged(argv: Sequence[str]) -> bool:
     """Whether a recipe in stages is asked for, which finds its place by itself."""
     return argv[0] == "fit" and bool(asked(argv, "extend") or (asked(argv, "stages") or "all") != "all")
@@ -71,6 +108,8 @@ def chosen(argv: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
     if staged(argv):
         return (None if word == "auto" else word), None
     root = Path(asked(argv, "trainer.default_root_dir") or FOLDER)
+    if argv[0] == "fit" and root.is_dir():  # before the choice, so that another run saves nothing meanwhile
+        claim_folder(root, unlock=is_set(argv, "unlock"))
     if path := newest(root, argv[0]):
         about = whole(path, argv[0])
         steps = (about.get("trained") or {}).get("steps")
@@ -161,6 +200,27 @@ def again(argv: Sequence[str], path: Path) -> str:
                 words.append(word)
         rest = ["--ckpt_path", str(path)]
     return shlex.join(["zoo", *words, *rest])
+
+
+@contextmanager
+def reporting_interruptions(argv: Sequence[str]) -> Iterator[None]:
+    """Say what to do where a disk is full; end with status 130 where Lightning has ended a run for Ctrl-C."""
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            end.code = 130
+        raise
+    except Exception as error:
+        if isinstance(error, ZooError) or not lock.is_disk_full(error):
+            raise
+        found = lock.find_os_error(error)
+        assert found is not None
+        where = found.filename or f"a file under {asked(argv, 'trainer.default_root_dir') or FOLDER}"
+        more = f"   Make room, and go on:  {again(argv, Path('auto'))}" if argv[0] == "fit" else ""
+        raise ZooError(
+            f"{where} was not written: {found.strerror}. What was saved before is as it was.{more}"
+        ) from error
 
 
 @rank_zero_only

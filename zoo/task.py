@@ -239,6 +239,9 @@ class Task(LightningModule):
         digest = getattr(getattr(self.trainer, "datamodule", None), "digest", None)
         if isinstance(digest, str):  # so that a measurement knows whether what it takes for held out is
             about["corpus"] = digest
+        identity = getattr(getattr(self.trainer, "datamodule", None), "identity", None)
+        if isinstance(identity, Mapping):  # with which the data of a run that continues are compared
+            about["data_identity"] = dict(identity)
         return about
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import sys
 import traceback
 import warnings
@@ -28,10 +27,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from zoo import checkpoints, failures, plugins, resume
+from zoo import checkpoints, failures, lock, plugins, resume
 from zoo.callbacks import NonFinite, Predictions, Preemption, Progress, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
 from zoo.checkpoints import zero
+from zoo.continuation import FLAG, check_continuation
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
@@ -57,12 +57,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         place = Path(path)
-        aside = place.with_name(f".{place.name}.part")
-        if left := place.is_dir() and zero.holds(place):  # by a run under ZeRO; no other folder is touched
-            place.replace(aside)
-        ckpt.save(checkpoint, place)
-        if left:
-            shutil.rmtree(aside)
+        left = place.is_dir() and zero.holds(place)  # by a run under ZeRO; no other folder is touched
+        ckpt.save(checkpoint, place, replaces_folder=left)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         content = zero.content(Path(path)) if Path(path).is_dir() and zero.holds(Path(path)) else ckpt.load(path)
@@ -109,6 +105,11 @@ class CLI(LightningCLI):
             default="all",
             help="Which part of a recipe with `extend` runs.",
         )
+        for flag, what in (
+            (FLAG, "Continue with other data, tokenizer or versions than the run began with."),
+            ("unlock", "Take a folder over from a run on another machine that you know to have ended."),
+        ):
+            parser.add_argument(f"--{flag}", type=bool, nargs="?", const=True, default=False, help=what)
         model: dict[str, Any] = {
             "class_path": "zoo.tasks.LanguageModel",
             "init_args": {"position": "RoPE", "kernel": "Auto"},
@@ -268,6 +269,19 @@ class CLI(LightningCLI):
                 f"{type(error).__name__}: {reason}"
             ) from error
 
+    def before_fit(self) -> None:
+        """Hold the run's folder, and compare the run with the one that began, or with its pipeline's stage before."""
+        sections = self.config["fit"]
+        accept, unlock = sections[FLAG], sections.unlock
+        sections[FLAG], sections.unlock = False, False  # of this command, not of the recipe that is kept
+        resume.claim_run(self.trainer, unlock=unlock)
+        path = self.config["fit"].get("ckpt_path") if self.stored is not None else self.parent
+        before = self.folder is not None and self.folder.parent / "extended.ckpt" == Path(str(self.parent))
+        if (self.stored is None and not before) or not lock.is_first_process():
+            return
+        about = self.stored if self.stored is not None else checkpoints.listed(str(path)).about
+        check_continuation(about, path, self.datamodule, self.model.asked or {}, sys.argv[1:], accept=accept)
+
     def after_instantiate_classes(self) -> None:
         if self.pipeline is not None:
             return
@@ -345,6 +359,12 @@ def stage(recipe: dict[str, Any], folder: Path) -> None:
 
 def command(cli: type[CLI], args: dict[str, Any] | None = None) -> None:
     """Read the command line, or a complete recipe, and run it."""
+    with lock.releasing_locks(), resume.reporting_interruptions(sys.argv[1:]):
+        start(cli, args)
+
+
+def start(cli: type[CLI], args: dict[str, Any] | None) -> None:
+    """Have LightningCLI read the command line, or a complete recipe, and run it."""
     cli(
         Task,
         LightningDataModule,

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run after a step, in a checkpoint from which it goes on to the bit."""
+"""SIGTERM and Ctrl-C end a run after a step, in a checkpoint from which it goes on to the bit."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from zoo import cli
 from zoo.callbacks import Preemption
 from zoo.data import Text
 from zoo.tasks import LanguageModel
@@ -21,12 +22,14 @@ from zoo.train import WholeCheckpoints
 class Terminated(Callback):
     """The scheduler: it sends the signal in the midst of a step, or of a validation."""
 
-    def __init__(self, step, moment):
-        self.step, self.moment = step, moment
+    def __init__(self, step, moment, signal=signal.SIGTERM):
+        self.step, self.moment, self.signal, self.sent = step, moment, signal, False
 
     def send(self, trainer, moment):
         if (trainer.global_step, self.moment) == (self.step, moment) and not trainer.sanity_checking:
-            os.kill(os.getpid(), signal.SIGTERM)
+            again, self.sent = self.sent, True
+            if not (again and self.signal == signal.SIGINT):  # a second one stops at once
+                os.kill(os.getpid(), self.signal)
 
     def on_before_backward(self, trainer, module, loss):
         self.send(trainer, "training")
@@ -122,6 +125,23 @@ def test_a_terminated_run_goes_on_to_the_bit(step, moment, accumulate, texts, wh
     assert all(torch.equal(rest[name], weights[name]) for name in weights)
 
 
+@pytest.mark.parametrize(("step", "moment"), [(5, "training"), (4, "validation")])
+def test_ctrl_c_does_the_same(step, moment, texts, whole, tmp_path, capsys):
+    record, weights = whole(1)
+    first, second = Record(), Record()
+    stop = Preemption(lambda path: f"zoo fit --ckpt_path {path}")
+    with pytest.raises(SystemExit) as end:
+        run(texts, tmp_path, first, stop, Terminated(step, moment, signal.SIGINT))
+    assert end.value.code == 130
+    path = tmp_path / "kept" / "last.ckpt"
+    told = capsys.readouterr().err
+    assert f"interrupted, and stopped after {step + 1} steps. Saved: {path}   Go on:  zoo fit --ckpt_path" in told
+    assert torch.load(path, weights_only=True)["global_step"] == step + 1
+    _, rest = run(texts, tmp_path, second, resume=path)
+    assert first.losses | second.losses == record.losses
+    assert all(torch.equal(rest[name], weights[name]) for name in weights)
+
+
 def test_what_is_due_is_saved_before_it_is_validated(texts, tmp_path):
     class Impatient(Callback):
         def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
@@ -144,10 +164,10 @@ def test_a_run_without_checkpoints_says_so(texts, tmp_path, capsys):
     assert "after 3 steps. Nothing was saved, for this run keeps no checkpoints" in capsys.readouterr().err
 
 
-def test_the_signal_is_given_back(texts, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_signals_are_given_back(texts, tmp_path):
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     run(texts, tmp_path, Record(), Preemption(), max_steps=2)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.parametrize("states", ["one", "older", "two"])
@@ -172,7 +192,7 @@ model:
   init_args: {{length: 16, dim: 32, layers: 1, heads: 2, dropout: 0.2, position: RoPE}}
 data:
   class_path: Text
-  init_args: {{files: {texts}, tokenizer: bytes, batch: 4, workers: 0, valid: 0.2, test: 0, cache: {cache}}}
+  init_args: {{files: {texts}, tokenizer: bytes, batch: 4, workers: {workers}, valid: 0.2, test: 0, cache: {cache}}}
 trainer:
   accelerator: cpu
   strategy: {strategy}
@@ -197,7 +217,7 @@ class Job:
             self.port = str(free.getsockname()[1])
         out.mkdir()
         self.out, self.recipe = out, out / "recipe.yaml"
-        given = {"texts": texts, "cache": texts.parent / "cache", "out": out, "steps": 400} | recipe
+        given = {"texts": texts, "cache": texts.parent / "cache", "out": out, "steps": 400, "workers": 0} | recipe
         self.recipe.write_text(RECIPE.format(**given) + more)
         (out / "main.py").write_text("from zoo.cli import main\n\nmain()\n")
 
@@ -225,6 +245,47 @@ class Job:
                 return
             time.sleep(0.05)
         raise AssertionError(self.ended(process)[1])
+
+
+def test_ctrl_c_at_a_terminal_and_a_second_one(texts, tmp_path):
+    """It reaches all processes of the group, those that load batches too."""
+    job = Job(tmp_path / "job", texts, strategy="auto", devices=1, workers=1)
+    process = job.start("--trainer.num_sanity_val_steps=0")
+    job.reached(process, 20, job.out)
+    os.killpg(process.pid, signal.SIGINT)
+    status, told = job.ended(process)
+    assert status == 130, told
+    assert "interrupted: the step is finished and saved" in told
+    assert f"Go on:  zoo fit --config {job.recipe}" in told
+    assert "Traceback" not in told
+    assert not list(job.out.rglob(".*"))
+    process = job.start("--ckpt_path=last")
+    while process.poll() is None and "the run goes on" not in (job.out / "log").read_text():
+        time.sleep(0.05)
+    job.reached(process, 100, job.out)
+    os.kill(process.pid, signal.SIGSTOP)  # so that it cannot finish a step in between
+    os.killpg(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    status, told = job.ended(process)
+    assert status == 130, told
+    assert "Traceback" not in told
+    assert not list(job.out.rglob(".*")), "neither a lock nor a part is left"
+
+
+def test_ctrl_c_before_training(texts, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Text, "prepare_data", stop)
+    recipe = tmp_path / "recipe.yaml"
+    given = {"texts": texts, "cache": tmp_path / "cache", "out": tmp_path / "out", "steps": 4, "workers": 0}
+    recipe.write_text(RECIPE.format(strategy="auto", devices=1, **given))
+    monkeypatch.setattr(sys, "argv", ["zoo", "fit", "--config", str(recipe)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
 
 
 def children(process):

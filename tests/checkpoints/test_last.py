@@ -11,7 +11,7 @@ from zoo import resume
 from zoo.checkpoints import lightning
 from zoo.errors import ZooError
 
-ABOUT = {"network": {"init_args": {}}, "trained": {"steps": 7}}
+ABOUT = {"trained": {"steps": 7}}
 
 
 def saved(path: Path, age: int, **content) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 import sysconfig
 import tokenize
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_rows_of_different_columns(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps({"title": "b", "text": "b"}) + "\n")
     assert texts(str(tmp_path), cache=tmp_path / "cache") == ["a", "b"]
     (tmp_path / "c.jsonl").write_text("{")
-    with pytest.raises(ZooError, match=r"The files \S*c.jsonl cannot be read"):
+    with pytest.raises(ZooError, match=r"The file \S*c.jsonl, line 1, cannot be read"):
         texts(str(tmp_path), cache=tmp_path / "cache")
 
 
@@ -146,10 +147,10 @@ def bad(tmp_path: Path) -> dict[str, tuple[str, str]]:
         "cookie.py": ("is not text that can be read", "no-such-coding"),
         "broken.txt.xz": ("is not a whole .xz archive", "broken"),
         "broken.txt.gz": ("is not a whole .gz archive", "broken"),
-        "broken.jsonl": ("cannot be read as json", "broken.jsonl"),
-        "latin.jsonl": ("not UTF-8", "latin.jsonl"),
+        "broken.jsonl": ("line 2, cannot be read as json", "broken.jsonl"),
+        "latin.jsonl": ("line 1, is not UTF-8", "latin.jsonl"),
         "other.jsonl": ("has no column 'text'; its columns are: txt, id", "--data.column txt"),
-        "number.jsonl": ("holds int64, not text", "number.jsonl"),
+        "number.jsonl": ("line 1: the column 'text' holds a number, not text", "number.jsonl"),
         "broken.parquet": ("cannot be read as parquet", "broken.parquet"),
     }
 
@@ -188,3 +189,46 @@ def test_parts_of_a_published_data_set(tmp_path: Path) -> None:
     assert list(found.parts["valid"].load()["text"]) == ["validation"]
     with pytest.raises(ZooError, match="its columns are: text"):
         corpus.hub(str(tmp_path), None, "content", False).load()
+
+
+def test_a_link_or_another_spelling_is_the_same_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    assert texts(str(tmp_path)) == ["a", "b"]
+    spelled = [str(tmp_path / "c.txt"), str(tmp_path / "folder" / ".." / tmp_path.name / "a.txt"), str(tmp_path)]
+    assert texts(spelled) == ["a", "b"]
+    assert corpus.local(str(tmp_path), "text").digest == corpus.local([str(tmp_path), *spelled], "text").digest
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["stored", "streamed"])
+def test_a_folder_in_the_hubs_layout_is_known_by_its_contents(tmp_path: Path, streaming: bool) -> None:
+    folder, cache = tmp_path / "set", tmp_path / "cache" / "rows"
+    folder.mkdir()
+    found = {}
+    for text in ("old text", "new text"):
+        (folder / "train.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        os.utime(folder / "train.jsonl", (1_600_000_000, 1_600_000_000))
+        one = corpus.hub(str(folder), None, "text", streaming, cache)
+        assert [row["text"] for row in one.load()] == [text]
+        assert one.compared
+        found[one.digest] = text
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["stored", "streamed"])
+def test_what_a_folder_holds_that_is_no_text_is_said(
+    tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(corpus, "rank_zero_info", said.append)
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "sixteen.txt").write_text("a", "utf-16")
+    assert texts(str(tmp_path), streaming=streaming) == ["a", None, None]
+    told = capfd.readouterr().err if streaming else said[0]
+    assert "latin.txt" in told
+    assert "sixteen.txt" in told
+    with pytest.raises(ZooError, match=r"(?s)sixteen.txt is not text .* It looks like UTF-16"):
+        texts(str(tmp_path / "sixteen.txt"), streaming=streaming)

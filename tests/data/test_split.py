@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from datasets import Dataset
 
-from zoo.data.split import Split, part_of
+from zoo.data.split import Split, digest_text, part_of
 from zoo.errors import ZooError
 
 PARTS = ("train", "valid", "test")
@@ -18,7 +19,7 @@ def documents(count: int, seed: int = 0) -> list[str]:
     return [f"{n}:" + "x" * chance.randrange(10, 2000) for n in range(count)]
 
 
-def split(texts: list[str | None], valid: float = 0.1, test: float = 0.1, **more: int) -> Split:
+def split(texts: list[str | None], valid: float = 0.1, test: float = 0.1, **more: Any) -> Split:
     return Split(Dataset.from_dict({"text": texts}), valid, test, **{"seed": 0, **more})
 
 
@@ -99,3 +100,67 @@ def test_documents_of_a_stream_know_their_part() -> None:
     assert 0.07 < parts.count("valid") / 3000 < 0.13
     assert 0.17 < parts.count("test") / 3000 < 0.23
     assert set(part_of(text, 0.0, 0.0, 0) for text in texts) == {"train"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_copies_of_a_document_are_in_one_part(seed: int) -> None:
+    texts = documents(200, seed)
+    texts += random.Random(seed).choices(texts, k=60)
+    random.Random(seed + 1).shuffle(texts)
+    parts = split(texts, seed=seed)
+    found = {part: set(parts[part]["text"]) for part in PARTS}
+    assert not found["train"] & found["valid"] | found["train"] & found["test"] | found["valid"] & found["test"]
+    assert sorted(text for part in PARTS for text in parts[part]["text"]) == sorted(texts)
+    assert parts.copies == 60
+    share = sum(map(len, parts["valid"]["text"])) / parts.characters
+    assert 0.03 < share < 0.2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_documents_without_copies_stay_where_they_were(seed: int) -> None:
+    """The draw depends on lengths and places: a copy of the same length moves itself at most."""
+    texts = [f"{n:03d}:".ljust(random.Random(n).randrange(10, 40), "x") for n in range(300)]
+    plain = split(texts, seed=seed)
+    twin = {}
+    for n, text in enumerate(texts):
+        twin.setdefault(len(text), n)
+    copies = [n for n in range(150, 300, 10) if twin[len(texts[n])] < n]
+    assert len(copies) > 10
+    alike = split([texts[twin[len(text)]] if n in copies else text for n, text in enumerate(texts)], seed=seed)
+    moved = {n for part in PARTS for n in {*plain.members[part]} ^ {*alike.members[part]}}
+    assert moved
+    assert moved <= set(copies)
+
+
+@pytest.mark.parametrize("count", [4, 5, 20])
+@pytest.mark.parametrize("times", [2, 7])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_part_is_empty_however_many_copies_there_are(count: int, times: int, seed: int) -> None:
+    texts = documents(count, seed) * times
+    parts = split(texts, seed=seed)
+    found = {part: set(parts[part]["text"]) for part in PARTS}
+    assert all(found.values())
+    assert not parts.cut
+    assert sum(map(len, found.values())) == count
+    assert sum(len(parts[part]) for part in PARTS) == count * times
+
+
+def test_copies_of_a_document_that_is_cut_are_left_out() -> None:
+    """A whole copy in the training part would hold what was cut off to validate on."""
+    text = "".join(f"line {n} of the only document\n" for n in range(1000))
+    parts = split([text, text, "short\n", "short\n", text])
+    assert parts.cut
+    assert (parts.documents, parts.copies) == (2, 3)
+    assert [len(parts[part]["text"]) for part in PARTS] == [2, 1, 1]
+    train, valid, test = (parts[part]["text"][-1] for part in PARTS)
+    assert train + valid + test == text
+
+
+def test_held_out_texts_are_no_documents() -> None:
+    texts = [*documents(50), None, ""]
+    held = {digest_text(text) for text in [*texts[:5], "another"]}
+    parts = split([*texts, *texts[:3]], held=held)
+    assert (parts.held, parts.documents, parts.unread, parts.empty) == (8, 45, 1, 1)
+    assert {text for part in PARTS for text in parts[part]["text"]} == set(texts[5:50])
+    with pytest.raises(ZooError, match="all 2 documents are held out as well"):
+        split(["a", "a", ""], held={digest_text("a")})

@@ -15,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 from zoo.data import Text
 from zoo.data.positions import Placement
 from zoo.data.split import part_of
-from zoo.data.stream import Packer, Stream
+from zoo.data.stream import Packer, Stream, read_texts
 from zoo.errors import ZooError
 
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -277,3 +277,22 @@ def test_a_stream_that_cannot_change_hands_says_why(folder: Path) -> None:
     placed = shared(folder, 1, 2, placement=Placement("pose", 32, 128, 0))[0]
     with pytest.raises(ZooError, match="skips by the number of its process"):
         placed.load_state_dict(two)
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (17, "holds int, not text, in the row 3"),
+        (["a"], "holds list"),
+        (OSError("no network"), "broke off: no network"),
+    ],
+)
+def test_a_stream_that_is_no_text_or_breaks_off(bad: Any, sentence: str) -> None:
+    def rows() -> Any:
+        yield from ({"text": "a"}, {"text": None})
+        if isinstance(bad, Exception):
+            raise bad
+        yield {"text": bad}
+
+    with pytest.raises(ZooError, match=sentence):
+        list(read_texts(rows()))

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +348,131 @@ def test_a_damaged_cache_gets_a_sentence(tmp_path: Path, texts: dict[str, str]) 
     (folder / "about.json").write_text("{")
     with pytest.raises(ZooError, match="Remove that folder"):
         ready(tmp_path)
+
+
+def test_what_is_trained_on_has_an_identity(tmp_path: Path, texts: dict[str, str]) -> None:
+    """Equal where the text is equal, whatever its folder; another where the text or what is held out of it is."""
+    (tmp_path / "held.txt").write_text("to validate on")
+    one = make(tmp_path).identity
+    assert json.loads(json.dumps(one)) == one
+    assert (one["corpus"], one["compared"], one["revision"], one["files"]) == (
+        make(tmp_path).digest,
+        "contents",
+        None,
+        [],
+    )
+    (tmp_path / "texts").rename(tmp_path / "moved")
+    assert make(tmp_path, files=str(tmp_path / "moved"), batch=3, length=7).identity == one
+    (tmp_path / "moved").rename(tmp_path / "texts")
+    for change in ({"seed": 1}, {"valid": 0.3}, {"limit": 9000}, {"valid_files": str(tmp_path / "held.txt")}):
+        other = make(tmp_path, **change).identity
+        assert other["split"] != one["split"]
+        assert other["corpus"] == one["corpus"]
+    before = make(tmp_path, valid_files=str(tmp_path / "held.txt")).identity
+    (tmp_path / "held.txt").write_text("to validate on, too")
+    assert make(tmp_path, valid_files=str(tmp_path / "held.txt")).identity["split"] != before["split"]
+    (tmp_path / "texts" / "000.txt").write_text("another")
+    assert make(tmp_path).identity["corpus"] != one["corpus"]
+
+
+def test_the_identity_of_a_stream(tmp_path: Path, texts: dict[str, str]) -> None:
+    found = make(tmp_path, streaming=True).identity
+    assert found["files"] == sorted(texts)
+    assert found["compared"] == "contents"
+    assert "not compared" not in make(tmp_path, streaming=True).summary
+
+
+def test_a_stream_of_the_hub_says_what_was_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import DatasetInfo, Features, IterableDataset, IterableDatasetDict, Value
+    from datasets.iterable_dataset import ArrowExamplesIterable
+
+    def stream(revision: str) -> IterableDatasetDict:
+        urls = [f"hf://datasets/some/texts@{revision}/data/{n}.jsonl.gz" for n in range(2)]
+        tables = ArrowExamplesIterable(lambda files: iter([]), {"files": urls})
+        info = DatasetInfo(features=Features({"text": Value("string")}))
+        return IterableDatasetDict(train=IterableDataset(tables, info=info).select_columns(["text"]))
+
+    monkeypatch.setattr("requests.head", lambda *_, **__: None)
+    made = {}
+    for revision in ("0a1b", "2c3d"):
+        monkeypatch.setattr("datasets.load_dataset", lambda *_, revision=revision, **__: stream(revision))
+        made[revision] = make(tmp_path, files=None, dataset="some/texts", streaming=True)
+        _ = made[revision]._corpus
+    one, two = made.values()
+    assert one.identity["revision"] == "0a1b"
+    assert one.identity["files"] == ["data/0.jsonl.gz", "data/1.jsonl.gz"]
+    assert one.identity["compared"] == "names"
+    assert one.identity != two.identity
+    assert "contents of the stream were not compared: known are revision 0a1b and the names of 2 files" in one.summary
+
+
+def mark(number: int) -> str:
+    """A document that says in every word which one it is."""
+    return " ".join(f"<{number}>" for _ in range(30))
+
+
+def trained_on(data: Text) -> set[int]:
+    """The numbers of the documents in the training batches."""
+    rows = (row for batch in data.train_dataloader() for row in batch["tokens"].tolist())
+    return {int(n) for row in rows for n in re.findall(rb"<(\d+)>", bytes(number % 256 for number in row))}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["stored", "streamed"])
+@pytest.mark.parametrize("kind", ["folder", "jsonl"])
+def test_named_held_out_texts_are_never_trained_on(
+    tmp_path: Path, texts: dict[str, str], said: list[str], streaming: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of them in the corpus are dropped as they are read, and counted."""
+    monkeypatch.setattr("zoo.data.stream.rank_zero_info", said.append)
+    for number, name in enumerate(texts):
+        texts[name] = mark(number)
+        (tmp_path / "texts" / name).write_text(texts[name])
+    held = list(texts.values())[:5]
+    if kind == "jsonl":
+        (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in [*texts.values(), ""]))
+        (tmp_path / "valid.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in held[:3]))
+        named = {"files": str(tmp_path / "texts.jsonl"), "valid_files": str(tmp_path / "valid.jsonl")}
+    else:
+        (tmp_path / "link.txt").symlink_to(tmp_path / "texts" / "000.txt")
+        links = [str(tmp_path / "link.txt"), str(tmp_path / "texts" / "001.txt"), str(tmp_path / "texts" / "002.txt")]
+        named = {"valid_files": links}
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in held[3:]))
+    data = ready(tmp_path, streaming=streaming, test_files=str(tmp_path / "test.jsonl"), length=16, batch=1, **named)
+    assert trained_on(data) == set(range(5, 40))
+    if streaming:
+        empty = 1 if kind == "jsonl" else 0
+        assert f"Stream: left out so far: 5 documents equal to held-out ones, {empty} without text" in said
+    else:
+        assert any("35 documents" in line and "5 equal to held-out ones left out" in line for line in said)
+
+
+def test_a_vocabulary_is_not_trained_on_held_out_texts(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for n in range(10):
+        (tmp_path / "texts" / f"{n}.txt").write_text(f"{chr(0x4E00 + n)} " * 300)
+    held = str(tmp_path / "texts" / "3.txt")
+    data = ready(tmp_path, tokenizer="bpe", vocabulary=400, valid_files=held, test=0, length=8)
+    assert len(data.tokenizer.encode(chr(0x4E00 + 3))) > 1
+    assert len(data.tokenizer.encode(chr(0x4E00 + 4))) == 1
+    other = ready(tmp_path, tokenizer="bpe", vocabulary=400, valid_files=held.replace("3", "4"), test=0, length=8)
+    assert len(other.tokenizer.encode(chr(0x4E00 + 3))) == 1, "what is held out is part of the cache's key"
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["stored", "streamed"])
+def test_a_published_validation_part_is_never_trained_on(tmp_path: Path, streaming: bool) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    said = [mark(n) for n in range(12)]
+    for name, chosen in (("train", said), ("validation", said[2:4])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
+    data = ready(tmp_path, files=None, dataset=str(folder), streaming=streaming, length=16, batch=1, test=0)
+    assert trained_on(data) == {0, 1, *range(4, 12)}
+
+
+def test_copies_are_in_one_part_and_counted(tmp_path: Path, texts: dict[str, str], said: list[str]) -> None:
+    for number, text in enumerate(list(texts.values())[:20]):
+        (tmp_path / "texts" / f"copy{number}.txt").write_text(text)
+    data = ready(tmp_path, valid=0.2, test=0.2)
+    parts = [set(data.documents(part)[1]["text"]) for part in ("train", "valid", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40
+    assert any("20 copies of others in the parts of these" in line for line in said)

@@ -8,13 +8,12 @@ are analysed together read the same and stand side by side, such as before and a
 from __future__ import annotations
 
 import json
-import os
 import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from zoo import __version__
+from zoo import __version__, lock
 from zoo.errors import Unfit, ZooError
 
 __all__ = ["command", "redundancy"]
@@ -111,6 +110,7 @@ def claim(directory: Path, paths: list[str]) -> None:
     """Make a folder, or take one that holds no analysis of other checkpoints."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        lock.remove_left_overs(directory)
         whole = (directory / FILE).read_text(encoding="utf-8") if (directory / FILE).exists() else None
     except OSError as error:
         raise ZooError(f"{directory} cannot be used: {error.strerror}. Name another folder:  --out DIR") from None
@@ -148,7 +148,6 @@ def write(document: dict[str, Any], directory: Path) -> list[Path]:
 
 def put(path: Path, content: Any) -> Path:
     """Write bytes, or JSON, beside the final name, then rename."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    os.replace(beside, path)
+    with lock.writing(path) as beside:
+        beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return path

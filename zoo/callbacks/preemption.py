@@ -1,14 +1,16 @@
-"""SIGTERM ends a run between two steps, with a checkpoint from which it goes on as if nothing had happened.
+"""SIGTERM and Ctrl-C end a run between two steps, with a checkpoint from which it goes on as if it had never stopped.
 
 A scheduler that takes a machine back says so with SIGTERM, to one process or to all. Whoever hears it says so to the
 others at the end of the step, so that all of them stop after the same one. Lightning's own handler makes a collective
 call from within the signal, which may fall between those of a backward pass; it is replaced by one that sets a flag.
 What it does afterwards (leave the loops, end the loggers) is used as it is. SIGUSR1, SLURM's requeueing, stays
-Lightning's.
+Lightning's. Ctrl-C reaches all processes of a terminal at once, those that load batches too, which leave it to the
+one that trains; a second Ctrl-C ends everything where it is.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -22,16 +24,30 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from zoo import lock
 from zoo.callbacks.processes import follows
 
-STATUS = 128 + signal.SIGTERM
-"""What a shell calls the end by a signal."""
+SIGNALS = {signal.SIGTERM: "told to terminate", signal.SIGINT: "interrupted"}
+"""Signals that end a run after a step, and what is said of it; the status is 128 and the number, as shells have it."""
+
+_fitting: set[int] = set()
+"""This process, while it trains."""
+
+
+def leave_interrupts_to_parent() -> None:
+    """Have a process that was forked to load batches ignore Ctrl-C: it ends with the process that trains."""
+    if os.getppid() in _fitting:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=leave_interrupts_to_parent)
 
 
 class Preemption(Callback):
     """Finishes the step, saves `last.ckpt`, and ends with status 143 when the process is told to terminate.
 
-    A validation that is due at that step is finished too, after the checkpoint has been saved a first time.
+    Ctrl-C does the same, with status 130; a second one stops at once. A validation that is due at that step is finished
+    too, after the checkpoint has been saved a first time.
 
     Args:
         again: The command that continues a run from a checkpoint (default: only the checkpoint is named).
@@ -39,7 +55,16 @@ class Preemption(Callback):
 
     def __init__(self, again: Callable[[Path], str] | None = None) -> None:
         self.again = again
-        self.told, self.agreed = False, False
+        self.told: set[signal.Signals] = set()
+        """What this process has heard."""
+        self.agreed: signal.Signals | None = None
+        """What all processes stop for."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _fitting.add(os.getpid())
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        _fitting.clear()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.listen(trainer)
@@ -48,16 +73,27 @@ class Preemption(Callback):
         self.listen(trainer)
 
     def listen(self, trainer: Trainer) -> None:
-        """Take the signal over; Lightning gives it back at the end."""
+        """Take the signals over; Lightning gives them back at the end."""
+        process = os.getpid()
 
-        def heard(*_: Any) -> None:
+        def terminated(*_: Any) -> None:
             launcher = trainer.strategy.launcher
-            if not self.told and launcher is not None:
+            if os.getpid() == process and signal.SIGTERM not in self.told and launcher is not None:
                 launcher.kill(signal.SIGTERM)  # type: ignore[attr-defined]
-            self.told = True
+            self.told.add(signal.SIGTERM)
+
+        def interrupted(*_: Any) -> None:
+            if os.getpid() != process:
+                return
+            if signal.SIGINT in self.told:
+                stop_at_once(trainer)
+            self.told.add(signal.SIGINT)
+            if trainer.is_global_zero:
+                os.write(2, b"\nzoo: interrupted: the step is finished and saved; a second Ctrl-C stops at once\n")
 
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, heard)
+            signal.signal(signal.SIGTERM, terminated)
+            signal.signal(signal.SIGINT, interrupted)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -67,9 +103,10 @@ class Preemption(Callback):
             return leave(trainer)  # the validation that was due did not take place: there was nothing to validate on
         if loop._should_accumulate():
             return
-        told = torch.tensor(float(self.told), device=trainer.strategy.root_device)
-        self.agreed = bool(trainer.strategy.reduce(told, reduce_op="sum") > 0)
-        if not self.agreed:
+        told = torch.tensor([float(each in self.told) for each in SIGNALS], device=trainer.strategy.root_device)
+        counts = trainer.strategy.reduce(told, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        self.agreed = next((each for each, count in zip(SIGNALS, counts, strict=True) if count > 0), None)
+        if self.agreed is None:
             return
         if loop.epoch_loop._should_check_val_fx(cast(_DataFetcher, loop._data_fetcher)):
             save(trainer)  # there may not be time for all of it
@@ -81,16 +118,30 @@ class Preemption(Callback):
             leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        _fitting.clear()
+        launcher = trainer.strategy.launcher
+        if lock.is_disk_full(exception) and trainer.is_global_zero and hasattr(launcher, "kill"):
+            launcher.kill(signal.SIGKILL)  # type: ignore[union-attr]  # the others wait for what this one cannot save
         if not isinstance(exception, SIGTERMException):
             return
-        exception.code = 0 if follows(trainer) else STATUS
-        if not self.agreed:
+        exception.code = 0 if follows(trainer) else 128 + (self.agreed or signal.SIGTERM)
+        if self.agreed is None:
             return
         step, path = trainer.global_step, save(trainer)
         if trainer.is_global_zero:
             kept = f"Saved: {path}" if path else "Nothing was saved, for this run keeps no checkpoints"
             more = f"   Go on:  {self.again(path)}" if path and self.again else ""
-            print(f"\nzoo: told to terminate, and stopped after {step} steps. {kept}{more}", file=sys.stderr)
+            reason = SIGNALS[self.agreed]
+            print(f"\nzoo: {reason}, and stopped after {step} steps. {kept}{more}", file=sys.stderr)
+
+
+def stop_at_once(trainer: Trainer) -> None:
+    """End this process and those that it has started, whatever they do; what was saved before stays."""
+    if (launcher := trainer.strategy.launcher) is not None and hasattr(launcher, "kill"):
+        launcher.kill(signal.SIGKILL)
+    lock.release_locks()
+    os.write(2, b"\nzoo: interrupted\n")
+    os._exit(128 + signal.SIGINT)
 
 
 def leave(trainer: Trainer) -> None:

@@ -16,6 +16,7 @@ from zoo import checkpoints
 from zoo.checkpoints import adapted, folder
 from zoo.checkpoints.stored import Stored
 from zoo.decoder import Decoder
+from zoo.errors import ZooError
 from zoo.generate import stream
 from zoo.lengths import short
 from zoo.task import Task
@@ -72,23 +73,37 @@ class Release(Callback):
         folder.write(path, about, state, card(about, figures, task, trainer))
         lines = [f"{name} {value:.4g}" for name, value in figures.items()]
         print(f"\n{', '.join(lines)}\n")
-        if isinstance(task, LanguageModel) and self.tokens:
-            print(f"A sample, from {self.prompt!r} on:\n\n{self.sample(task, trainer)}\n")
-        text = isinstance(task, LanguageModel)
-        following = f"zoo generate {path} --prompt {self.prompt!r}" if text else f"zoo test --ckpt_path {saved}"
+        following = f"zoo test --ckpt_path {saved}"
+        if isinstance(task, LanguageModel):
+            prompt = self.shorten_prompt(task, trainer)
+            following = f"zoo generate {path} --prompt {prompt!r}"
+            if self.tokens and prompt:
+                try:
+                    print(f"A sample, from {prompt!r} on:\n\n{self.sample(task, trainer)}\n")
+                except ZooError as error:  # everything is written: a model that cannot read on is no failed run
+                    print(f"No sample: {error}\n")
         print(f"Checkpoint: {saved or 'none'}\nTo publish: {path}\nNext:       {following}")
+
+    def shorten_prompt(self, task: LanguageModel, trainer: Trainer) -> str:
+        """The beginning of the prompt that a model of this length can read, with room for one token more."""
+        tokenizer, prompt = trainer.datamodule.tokenizer, self.prompt  # type: ignore[attr-defined]
+        most = max(1, cast(Decoder, task.network).reach - 1)
+        while prompt and len(tokenizer.encode(prompt)) > most:
+            prompt = prompt[:-1]
+        return prompt
 
     def sample(self, task: LanguageModel, trainer: Trainer) -> str:
         """The prompt and what the model adds to it."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         network = cast(Decoder, task.network).eval()
         device = network.embedding.weight.device  # not always that of the run
-        ids = tokenizer.encode(self.prompt)
+        prompted = self.shorten_prompt(task, trainer)
+        ids = tokenizer.encode(prompted)
         prompt = torch.tensor([ids], device=device)
         count = min(self.tokens, max(task.length - prompt.shape[1], 1))
         with torch.compiler.set_stance("force_eager"):  # a graph for each length would take longer than the sample
             new = [int(step) for step in stream(network, prompt, count, seed=0, end=tokenizer.end)]
-        return self.prompt + tokenizer.decode_continuation(ids, [number for number in new if number != tokenizer.end])
+        return prompted + tokenizer.decode_continuation(ids, [number for number in new if number != tokenizer.end])
 
 
 def divided(task: Task) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from zoo import lock
 from zoo.checkpoints.description import Checkpoint
 from zoo.checkpoints.stored import Listing, Stored, Weights
 from zoo.checkpoints.tensors import header, pack
@@ -117,9 +117,8 @@ def write(path: str | Path, about: Mapping[str, Any], weights: Mapping[str, Tens
             tied[name] = first
         else:
             kept[name] = stored
-    beside = path / f".{WEIGHTS}.part"
-    checksum = pack(beside, kept)
-    os.replace(beside, path / WEIGHTS)
+    with lock.writing(path / WEIGHTS) as beside:
+        checksum = pack(beside, kept)
     describe(path, {**about, "tied": tied, "checksums": {WEIGHTS: checksum}}, card)
 
 
@@ -166,6 +165,5 @@ def describe(path: Path, about: Mapping[str, Any], card: str) -> None:
     if tokenizer is not None:
         texts = {TOKENIZER: json.dumps(tokenizer), **texts}
     for name, text in texts.items():
-        beside = path / f".{name}.part"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path / name)
+        with lock.writing(path / name) as beside:
+            beside.write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from zoo import lock
 from zoo.checkpoints import adapted, archive
 from zoo.checkpoints.description import Checkpoint
 from zoo.checkpoints.stored import Listing, Stored, Weights
@@ -102,16 +103,24 @@ def write(path: Path, about: Mapping[str, Any], weights: Mapping[str, Stored], r
     archive.save(content, path)
 
 
-def save(content: dict[str, Any], path: str | Path) -> None:
-    """Write beside the final name, flush to disk, rename: at no moment does the name hold half a file."""
+def save(content: dict[str, Any], path: str | Path, *, replaces_folder: bool = False) -> None:
+    """Write beside the final name, flush to disk, rename: at no moment does the name hold half a file.
+
+    Raises OSError where the disk does not take it; what stood there before is as it was.
+
+    Args:
+        content: What is saved.
+        path: The file.
+        replaces_folder: Whether a folder that stands there is replaced.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
+        with lock.writing(path, replaces_folder=replaces_folder) as beside, beside.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch's writer raises its own over what the system said
+        if (found := lock.find_os_error(error)) is None:
+            raise
+        raise OSError(found.errno, found.strerror or str(found), str(path)) from error

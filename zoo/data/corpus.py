@@ -3,8 +3,8 @@
 A corpus is a Hugging Face data set with one column `text`, one row a document, and a digest that says which text it
 is: of the files' bytes, not their names or dates, so that the same corpus has the same digest on any machine. Files
 are read here and not by `datasets`, since Python sources state their own encoding; rows of .jsonl and .parquet are
-read by `datasets`. What was found by searching a folder may be skipped where it is no text, and is counted; what was
-asked for by name may not.
+read by `zoo.data.rows`. What was found by searching a folder may be skipped where it is no text, and is counted; what
+was asked for by name may not. Files are told apart by their real paths: a link, or another spelling, is the same file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import io
 import lzma
 import os
 import platform
+import re
+import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +31,10 @@ from unittest import mock
 import datasets
 import pyarrow
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
+from lightning.pytorch.utilities import rank_zero_info
 
+from zoo.data.digests import Stamp, default_cache, digest_file, file_stamp
+from zoo.data.rows import BROKEN, load_rows, name_encoding, open_packed, stream_rows
 from zoo.errors import ZooError, listing, near
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {
@@ -52,18 +57,24 @@ class Corpus:
         digest: the same for the same text.
         load: makes the data set, with the one column `text`.
         parts: the parts that the data set's makers set aside, 'valid' and 'test', where they did.
+        compared: whether the digest is one of contents; otherwise it is one of names.
+        files: the names of files, where contents are not compared or the order of files counts.
+        revision: of a data set of the hub, where it is known.
     """
 
     origin: str
     digest: str
     load: Callable[[], Dataset | IterableDataset]
     parts: dict[str, Corpus]
+    compared: bool = True
+    files: list[str] = field(default_factory=list)
+    revision: str | None = None
 
 
 def library() -> Corpus:
     """The standard library's own sources, with its tests where they are installed, without site-packages."""
     foreign = frozenset({"site-packages", "dist-packages", "__pycache__"})
-    paths = _walk(Path(sysconfig.get_path("stdlib")), (".py",), foreign)
+    paths = _distinct(_walk(Path(sysconfig.get_path("stdlib")), (".py",), foreign))
     origin = f"the standard library of Python {platform.python_version()}"
     return Corpus(origin, _digest(paths, ""), lambda: _documents(paths, named=set()), {})
 
@@ -80,39 +91,99 @@ def local(files: str | list[str], column: str, streaming: bool = False, cache: P
         )
     if empty := sorted(path for path in named if not path.stat().st_size):
         raise ZooError(f"The file {empty[0]} is empty.   Try another file for --data.files.")
+    cache = cache or default_cache() / "rows"
+    grouped = {kind: [path for path in paths if _kind(path) == kind] for kind in (None, "json", "parquet")}
+    stamps = {path: file_stamp(path) for path in paths}
+    kept = cache.parent / "digests"
 
     def load() -> Dataset | IterableDataset:
         found: list[Any] = []
-        if plain := [path for path in paths if _kind(path) is None]:
+        if plain := grouped[None]:
             found.append(_stream(plain, named) if streaming else _documents(plain, named))
         for kind in ("json", "parquet"):
-            if rows := [str(path) for path in paths if _kind(path) == kind]:
-                found.append(_rows(kind, rows, column, streaming, cache))
+            if not (chosen := grouped[kind]):
+                continue
+            names = [str(path) for path in chosen]
+            if streaming:
+                found.append(stream_rows(names, kind, column))
+            else:
+                digest = _digest(chosen, f"{kind} {column}", kept)
+                found.append(load_rows(names, kind, column, cache / f"{kind}-{digest}.arrow"))
+        if not streaming:
+            _check_unchanged(stamps)
         return found[0] if len(found) == 1 else datasets.concatenate_datasets(found)
 
-    return Corpus(listing(asked), _digest(paths, column), load, {})
+    digest = _digest(paths, column, kept)
+    return Corpus(listing(asked), digest, load, {}, files=[path.name for path in paths] if streaming else [])
 
 
-def hub(name: str, subset: str | None, column: str, streaming: bool) -> Corpus:
-    """A data set of the Hugging Face hub, with the parts that its makers set aside for validation and test."""
+def _check_unchanged(stamps: dict[Path, Stamp]) -> None:
+    """Raise ZooError where a file was changed after its digest was taken: the digest would name another text."""
+    for path, stamp in stamps.items():
+        if file_stamp(path) != stamp:
+            raise ZooError(f"The file {path} was changed while it was read.   Try again when nothing writes to it.")
+
+
+def hub(name: str, subset: str | None, column: str, streaming: bool, cache: Path | None = None) -> Corpus:
+    """A data set of the Hugging Face hub, with the parts that its makers set aside for validation and test.
+
+    A folder in the hub's layout is taken too. Its tables are kept under the digest of its files' contents.
+    """
+    own, contents = None, ""
+    if os.path.isdir(name):
+        paths = sorted(path for path in Path(name).rglob("*") if path.is_file() and not path.name.startswith("."))
+        root = cache or default_cache() / "rows"
+        contents = _digest(paths, "", root.parent / "digests")
+        own = str(root / f"folder-{contents}")
     with reach(name):
-        found = datasets.load_dataset(name, subset, streaming=streaming)
+        found = datasets.load_dataset(name, subset, streaming=streaming, cache_dir=own)
     assert isinstance(found, (DatasetDict, IterableDatasetDict))
-    return _published(found, f"{name} ({subset})" if subset else name, column, streaming)
+    return _published(found, f"{name} ({subset})" if subset else name, column, streaming, contents)
 
 
-def _published(found: DatasetDict | IterableDatasetDict, origin: str, column: str, streaming: bool) -> Corpus:
+def _published(
+    found: DatasetDict | IterableDatasetDict, origin: str, column: str, streaming: bool, contents: str
+) -> Corpus:
     spelled = {"valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
     given = {part: next((name for name in names if name in found), None) for part, names in spelled.items()}
     first = "train" if "train" in found else next(iter(found))
 
     def corpus(split: str, parts: dict[str, Corpus]) -> Corpus:
         rows = found[split]
+        revision, files = find_source_files(rows) if streaming else (find_source_files(rows)[0], [])
         # A stream has no digest of its own: its name and version are all that is known before it has been read.
         digest = f"{origin} {split} {rows.info.version}" if streaming else rows._fingerprint
-        return Corpus(origin, _hash(digest, column), lambda: _only(rows, column, origin), parts)
+        digest = f"{split} {contents}" if contents else digest
+        compared = bool(contents) or not streaming
+        load = lambda: _only(rows, column, origin)  # noqa: E731
+        return Corpus(origin, _hash(digest, column), load, parts, compared, files, revision)
 
     return corpus(first, {part: corpus(name, {}) for part, name in given.items() if name not in (None, first)})
+
+
+HUB_FILE = re.compile(r"hf://datasets/[^@]+@([^/]+)/(.+)")
+
+
+def find_source_files(rows: Any) -> tuple[str | None, list[str]]:
+    """The revision of a hub's data set and the names of its files, as far as the data set tells them."""
+    words = list((rows.info.download_checksums or {}).keys())
+    layer = getattr(rows, "_ex_iterable", None)
+    while layer is not None:
+        words += _strings(getattr(layer, "kwargs", None))
+        layer = getattr(layer, "ex_iterable", None)
+    matches = [match for word in words if (match := HUB_FILE.search(word))]
+    names = [match[2] for match in matches] if matches else [Path(word).name for word in words if "/" in word]
+    return matches[0][1] if matches else None, list(dict.fromkeys(names))
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [word for each in value.values() for word in _strings(each)]
+    if isinstance(value, list | tuple):
+        return [word for each in value for word in _strings(each)]
+    return []
 
 
 def read(path: Path) -> str:
@@ -124,7 +195,7 @@ def read(path: Path) -> str:
     if unpack := PACKED.get(path.suffix):
         try:
             raw = unpack(raw)
-        except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+        except BROKEN as error:
             raise ZooError(f"The file {path} is not a whole {path.suffix} archive: {error}.") from error
     if _suffix(path) != ".py":
         return raw.decode("utf-8-sig")
@@ -174,17 +245,23 @@ def _find(asked: list[str]) -> tuple[list[Path], set[Path]]:
                 f"  Read are: {listing(usable)}, each also as {listing(PACKED)}."
             )
         paths += [found for some in inside for found in some]
-    return list(dict.fromkeys(paths)), named
+    paths = _distinct(paths)
+    real = {os.path.realpath(path) for path in named}
+    return paths, {path for path in paths if os.path.realpath(path) in real}
 
 
-def _digest(paths: list[Path], column: str) -> str:
+def _distinct(paths: Iterable[Path]) -> list[Path]:
+    """The paths in their order, one for each real file."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
+
+
+def _digest(paths: list[Path], column: str, kept: Path | None = None) -> str:
     total = hashlib.sha256(column.encode())
     for path in paths:
-        try:
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise ZooError(f"The file {path} cannot be read: {error.strerror}.") from error
+        total.update(digest_file(path, kept))
     return total.hexdigest()[:16]
 
 
@@ -192,46 +269,40 @@ def _hash(*words: str) -> str:
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
 
 
-def _texts(paths: list[str], named: list[str]) -> Iterator[dict[str, str | None]]:
+def _texts(paths: list[str], named: list[str] | tuple[str, ...], tell: bool = False) -> Iterator[dict[str, str | None]]:
+    """The text of each file; None for one that was found in a folder and is no text, which `tell` prints."""
     for word in paths:
         try:
             text: str | None = read(Path(word))
         except (UnicodeDecodeError, SyntaxError) as error:
             if word in named:
+                with open_packed(Path(word)) as file:
+                    hint = name_encoding(file.read(4))
                 raise ZooError(
-                    f"The file {word} is not text that can be read: {error}.\n"
+                    f"The file {word} is not text that can be read: {error}.{hint}\n"
                     "  Text is read as UTF-8, Python sources in the encoding that they declare."
                 ) from error
             text = None
+            if tell:
+                print(f"zoo: {word} is not text that can be read, and is left out: {error}", file=sys.stderr)
+        except OSError as error:
+            raise ZooError(f"The file {word} cannot be read: {error.strerror or error}.") from error
         yield {"text": text}
 
 
 def _documents(paths: list[Path], named: set[Path]) -> Dataset:
     """In memory: plain files are read anew by each run that has no tokens of them yet, and never copied."""
-    rows = _texts([str(path) for path in paths], [str(path) for path in named])
+    rows = list(_texts([str(path) for path in paths], [str(path) for path in named]))
+    if unread := [path.name for path, row in zip(paths, rows, strict=True) if row["text"] is None]:
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        rank_zero_info(f"Left out, not text that can be read: {listing(unread[:5])}{more}")
     return Dataset.from_dict({"text": [row["text"] for row in rows]}, features=datasets.Features(text=Value("string")))
 
 
 def _stream(paths: list[Path], named: set[Path]) -> IterableDataset:
-    words = {"paths": [str(path) for path in paths], "named": [str(path) for path in named]}
     # `datasets` takes every list for shards, and they must be of one length: the names are one tuple.
-    return IterableDataset.from_generator(
-        _texts, features=datasets.Features(text=Value("string")), gen_kwargs={**words, "named": tuple(words["named"])}
-    )
-
-
-def _rows(kind: str, paths: list[str], column: str, streaming: bool, cache: Path | None) -> Dataset | IterableDataset:
-    try:
-        rows = datasets.load_dataset(
-            kind, data_files=paths, split="train", streaming=streaming, cache_dir=str(cache) if cache else None
-        )
-    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException, ValueError, OSError) as error:
-        if len(paths) > 1 and not streaming:
-            # Files of other columns beside the one that is wanted; or one bad file, which is then named.
-            return datasets.concatenate_datasets([_rows(kind, [path], column, False, cache) for path in paths])
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ZooError(f"The files {listing(paths[:3])} cannot be read as {kind}: {reason}.") from error
-    return _only(rows, column, listing(paths[:3]))
+    words = {"paths": [str(path) for path in paths], "named": tuple(str(path) for path in named), "tell": True}
+    return IterableDataset.from_generator(_texts, features=datasets.Features(text=Value("string")), gen_kwargs=words)
 
 
 def _only(rows: Any, column: str, origin: str) -> Any:

@@ -1,14 +1,15 @@
 """Labelled images: scikit-learn's digits, which every installation has, a folder per class, or a hub data set.
 
-Pictures are decoded when they are asked for and cut to one size there; what else happens to them is `augment`'s. Where
+Pictures are decoded when they are asked for, as a person sees them (`image_decoding`), and cut to one size there; what
+else happens to them is `augment`'s. Which folders are classes and which are parts is `image_folder`'s business. Where
 a data set's makers set parts aside for validation or test, those are taken; what is missing comes out of the training
 images, the same share of every class.
 """
 
 from __future__ import annotations
 
-import io
-import os
+import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,17 +18,22 @@ import datasets
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
 from zoo.data.augment import Collate, seeded
-from zoo.data.corpus import reach
-from zoo.data.loader import Loader
+from zoo.data.corpus import find_source_files, reach
+from zoo.data.digests import default_cache, digest_file, file_stamp
+from zoo.data.image_decoding import GREY, decode_image, open_image, upright_size
+from zoo.data.image_folder import read_image_folder
+from zoo.data.loader import Loader, SentenceLoader
 from zoo.data.text import placed
 from zoo.errors import ZooError, listing
 
+COMPARED = 2 << 30
+"""Bytes of pictures up to which their contents are compared when a run continues; of more, names and sizes are."""
 SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -38,7 +44,8 @@ class Images(L.LightningDataModule):
     with mixup, float32 [batch, classes] while training.
 
     Args:
-        files: a folder that holds a folder per class; or train, validation and test folders of such.
+        files: a folder that holds a folder per class; or of folders called train, val (valid, validation) and test, and
+            nothing else, that hold such. Transparent pictures are read on white.
             Without files and dataset: scikit-learn's digits, 8 x 8 and grey.
         dataset: the name of a data set on the Hugging Face hub, such as uoft-cs/cifar10.
         subset: its configuration.
@@ -55,7 +62,7 @@ class Images(L.LightningDataModule):
         test: share of the training images to test on, where no such part is given.
         workers: processes that load batches; 0 loads in the training process.
         seed: origin of the split, of the order and of the augmentation.
-        cache: folder for the index of an image folder; without it, $ZOO_CACHE or ~/.cache/zoo.
+        cache: folder for digests of pictures; without it, $ZOO_CACHE or ~/.cache/zoo.
     """
 
     def __init__(
@@ -107,7 +114,7 @@ class Images(L.LightningDataModule):
         }
         self.shares = {"valid": valid, "test": test}
         self.workers, self.seed = workers, seed
-        self.cache = Path(cache or os.environ.get("ZOO_CACHE") or "~/.cache/zoo").expanduser()
+        self.cache = Path(cache).expanduser() if cache else default_cache()
         self._known: tuple[int, int, tuple[int, int]] | None = None if own else (10, 1, (size or 8, size or 8))
         self._parts: dict[str, Items[Any]] = {}
 
@@ -124,16 +131,19 @@ class Images(L.LightningDataModule):
             self._digits()
             return
         found, image, label = self._load()
-        first = found["train"]
-        labels = {part: torch.tensor(rows[label]) for part, rows in found.items()}
+        first = next(iter(found.values()))
         missing = {part: share for part, share in self.shares.items() if part not in found}
-        chosen = stratified(labels["train"], missing, self.seed)
         self._known = (first.features[label].num_classes, *self._measure(found, image))
+        parts = dict(found)
+        if "train" in found:
+            chosen = stratified(torch.tensor(found["train"][label]), missing, self.seed)
+            for part, members in chosen.items():
+                if part not in found or part == "train":
+                    parts[part] = found["train"].select(members.tolist())
         _, channels, shape = self._known
         for part in ("train", *self.shares):
-            rows = found[part] if part in found and part != "train" else first.select(chosen[part].tolist())
-            if len(rows):
-                pictures = partial(Pictures, rows, image, label, channels, shape, self.size is not None)
+            if part in parts and len(parts[part]):
+                pictures = partial(Pictures, parts[part], image, label, channels, shape, self.size is not None)
                 zoom = self.zoom if part == "train" and self.augment else 1.0
                 self._parts[part] = pictures(zoom, self.seed)
         counts = listing(f"{len(cast(Any, items))} {part}" for part, items in self._parts.items())
@@ -145,6 +155,42 @@ class Images(L.LightningDataModule):
         counts = listing(f"{len(cast(Any, items))} {part}" for part, items in self._parts.items())
         return f"Images: {self.files or self.dataset or 'the digits of scikit-learn'}: {counts}."
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which pictures are trained on, as plain values: two runs with equal ones see the same pictures.
+
+        `corpus` is their digest, `split` that of what is held out of them, `revision` that of a hub's data set, and
+        `compared` tells whether `corpus` is of 'contents' or, where there are more than 2 GiB, of 'names' and sizes.
+        """
+        revision, contents = None, True
+        total = hashlib.sha256()
+        if not (self.files or self.dataset):
+            from sklearn.datasets import load_digits
+
+            total.update(load_digits().images.tobytes())
+        elif self.dataset:
+            found = self._load()[0]
+            revision = next((find_source_files(rows)[0] for rows in found.values()), None)
+            total.update("".join(f"{part} {rows._fingerprint}\n" for part, rows in found.items()).encode())
+        else:
+            found, image, label = self._load()
+            listed = [(part, row[image]["path"], row[label]) for part, rows in found.items() for row in rows]
+            contents = sum(file_stamp(Path(path))[0] for _, path, _ in listed) <= COMPARED
+            for part, path, number in listed:
+                name = f"{part} {number} {Path(path).name}\n"
+                total.update(name.encode(errors="surrogateescape"))
+                if contents:
+                    total.update(digest_file(Path(path), self.cache / "digests"))
+                else:
+                    total.update(f"{file_stamp(Path(path))[0]}\n".encode())
+        return {
+            "corpus": total.hexdigest()[:16],
+            "split": hashlib.sha256(json.dumps([self.shares, self.seed]).encode()).hexdigest()[:16],
+            "files": [],
+            "revision": revision,
+            "compared": "contents" if contents else "names",
+        }
+
     def _load(self) -> tuple[dict[str, datasets.Dataset], str, str]:
         """The data set's parts under our names, and its columns of images and labels, known by their types."""
         if self.files:
@@ -154,38 +200,35 @@ class Images(L.LightningDataModule):
                     f"There is no folder {self.files}.   --data.files takes a folder that holds one per class."
                 )
             try:
-                given = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(self.cache / "images"))
-            except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                raise ZooError(f"The folder {self.files} holds no images that can be read: {reason}.") from error
-        else:
-            assert self.dataset is not None
-            with reach(self.dataset):
-                given = datasets.load_dataset(self.dataset, self.subset)
+                return read_image_folder(folder, self.files), "image", "label"
+            except OSError as error:
+                raise ZooError(f"The folder {self.files} cannot be read: {error}.") from error
+        assert self.dataset is not None
+        with reach(self.dataset):
+            given = datasets.load_dataset(self.dataset, self.subset)
         rows = next(iter(given.values()))
         image = next((name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)), None)
         label = next((name for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)), None)
         if image is None or label is None:
-            lacking = "images" if image is None else "labels (an image folder holds one folder per class)"
-            raise ZooError(
-                f"{self.files or self.dataset} has no {lacking}; its columns are: {listing(rows.column_names)}."
-            )
+            lacking = "images" if image is None else "labels"
+            raise ZooError(f"{self.dataset} has no {lacking}; its columns are: {listing(rows.column_names)}.")
         found = {part: next((given[n] for n in names if n in given), None) for part, names in SPLITS.items()}
         parts = {part: rows for part, rows in found.items() if rows is not None}
-        parts.setdefault("train", rows)
-        return parts, image, label
+        return parts or {"train": rows}, image, label
 
     def _measure(self, found: dict[str, datasets.Dataset], image: str) -> tuple[int, tuple[int, int]]:
         """Channels, height and width; where no size was asked for, all pictures must have the first one's."""
         sizes: dict[tuple[int, int], int] = {}
         grey = True
-        for rows in found.values():
+        for part, rows in found.items():
             bare = rows.cast_column(image, datasets.Image(decode=False))
             # A sample from all over the rows, which come class by class.
-            for row in bare.select(range(0, len(bare), -(-len(bare) // 1000))) if self.size and len(bare) else bare:
-                with _opened(row[image]) as picture:
-                    grey &= picture.mode in ("1", "L", "I", "I;16", "I;16B", "LA")
-                    sizes[picture.size] = sizes.get(picture.size, 0) + 1
+            step = -(-len(bare) // 1000) if self.size and len(bare) else 1
+            for number in range(0, len(bare), step):
+                with open_image(bare[number][image], f"{number} of the part {part!r}") as picture:
+                    grey &= picture.mode in GREY
+                    size = upright_size(picture)
+                    sizes[size] = sizes.get(size, 0) + 1
         if self.size is None and len(sizes) > 1:
             told = listing(f"{w} x {h}" for w, h in list(sizes)[:3])
             raise ZooError(f"The images have {len(sizes)} sizes, among them {told}.   Try:  --data.size 224")
@@ -250,7 +293,7 @@ class Images(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """The images to test on."""
         collate = Collate(self.classes)
-        return DataLoader(self._part("test"), batch_size=self.batch, num_workers=self.workers, collate_fn=collate)
+        return SentenceLoader(self._part("test"), batch_size=self.batch, num_workers=self.workers, collate_fn=collate)
 
     def _ordered(self, part: str) -> DataLoader:
         rank, world, _ = placed(self.trainer)
@@ -262,6 +305,10 @@ class Images(L.LightningDataModule):
             return self._parts[part]
         if part != "train" and not self.shares[part]:
             raise ZooError(f"No images were set aside: --data.{part} is 0.   Try:  --data.{part} 0.1")
+        if "train" not in self._parts:
+            raise ZooError(
+                f"{self.files or self.dataset} holds no images to train on: its parts are {listing(self._parts)}."
+            )
         raise ZooError(f"There are too few images of each class to set some aside; none are left for {part!r}.")
 
 
@@ -313,11 +360,9 @@ class Pictures(Items[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         row = self.rows[number % len(self)]
-        with _opened(row[self.image]) as picture:
-            try:
-                cut = _eight_bits(picture).convert(self.mode)
-            except OSError as error:  # a header that is whole, and pixels that are not
-                raise ZooError(f"The image {row[self.image]['path'] or ''} cannot be read: {error}.") from error
+        name = row[self.image].get("path") or f"{number % len(self)} of its part"
+        with open_image(row[self.image], name) as picture:
+            cut = decode_image(picture, self.mode, name)
             if self.scale:
                 height, width = self.shape
                 cut = cut.resize((width, height), Image.Resampling.BICUBIC, box=self._box(*cut.size, number))
@@ -339,18 +384,6 @@ class Pictures(Items[dict[str, Any]]):
         wide, high = min(width, (area * skew) ** 0.5), min(height, (area / skew) ** 0.5)
         left, upper = x * (width - wide), y * (height - high)
         return left, upper, left + wide, upper + high
-
-
-def _opened(stored: dict[str, Any]) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
-    except (UnidentifiedImageError, OSError) as error:
-        raise ZooError(f"The image {stored['path'] or ''} cannot be read: {error}.") from error
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A picture of 16 bits scaled to 8: PIL's own conversion cuts everything above 255 off."""
-    return picture.point(lambda value: value / 257, "L") if picture.mode.startswith("I") else picture
 
 
 def stratified(labels: Tensor, shares: dict[str, float], seed: int) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ workers or Lightning's fetcher have asked for in advance, nor the batch in whose
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,7 +78,26 @@ class Order(Sampler[int]):
             yield self.epoch * self.size + index
 
 
-class Loader(DataLoader):
+WORKER = re.compile(r"\nzoo\.errors\.\w+: ")
+
+
+class SentenceLoader(DataLoader):
+    """A DataLoader that passes a ZooError of its worker processes on as it was raised there.
+
+    torch raises it anew with the worker's traceback as its message.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except ZooError as error:
+            told = WORKER.split(str(error)) if str(error).startswith("Caught ") else []
+            if len(told) < 2:
+                raise
+            raise ZooError(told[-1].rstrip("\n")) from None
+
+
+class Loader(SentenceLoader):
     """A DataLoader over numbered items whose place can be stored and taken up again.
 
     `len` is that of the whole epoch, resumed or not: Lightning's own counters go on from where they were.

@@ -11,19 +11,22 @@ from __future__ import annotations
 import copy
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
 from datasets import IterableDataset as Rows
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetsError
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from zoo.data.loader import check
+from zoo.data.loader import SentenceLoader, check
 from zoo.data.positions import Placement
-from zoo.data.split import part_of
+from zoo.data.split import digest_text, part_of
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
 
@@ -43,6 +46,7 @@ class Packer(IterableDataset[Any]):
         seed: origin of that choice.
         limit: characters after which to stop, which `Stream` shares out; None reads to the end.
         placement: of a block's tokens; what it skips is not read again. None: they are neighbours and count from 0.
+        held: digests of texts (`split.digest_text`) that are held out by name; documents equal to one are left out.
     """
 
     def __init__(
@@ -56,12 +60,15 @@ class Packer(IterableDataset[Any]):
         seed: int = 0,
         limit: int | None = None,
         placement: Placement | None = None,
+        held: Set[bytes] = frozenset(),
     ) -> None:
+        self.held = held
         self.rows, self.tokenizer, self.length, self.batch = rows, tokenizer, length, batch
         self.placement, self.first, self.stream = placement, 0, 0
         self.valid, self.test, self.seed, self.limit = valid, test, seed, limit
         self.places: dict[int, Place] = {}
         self.next = 0
+        self.equal = self.empty = 0
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor] | None, Place]]:
         info = get_worker_info()
@@ -76,6 +83,7 @@ class Packer(IterableDataset[Any]):
             if len(blocks) == self.batch:
                 yield worker, {name: torch.stack([b[name] for b in blocks]) for name in blocks[0]}, place
                 blocks = []
+        yield worker, None, {"equal": self.equal, "empty": self.empty}
 
     def _blocks(self, place: Place) -> Iterator[tuple[dict[str, Tensor], Place]]:
         """Blocks, each with the place of the one after it."""
@@ -110,19 +118,39 @@ class Packer(IterableDataset[Any]):
         rows, read, before = copy.deepcopy(self.rows), place.get("read", 0), place.get("rows")
         if before:
             rows.load_state_dict(before)
-        for row in rows:
-            here = {"rows": before, "read": read}
+        self.equal, self.empty = place.get("equal", 0), place.get("empty", 0)
+        for text in read_texts(rows):
+            here = {"rows": before, "read": read, "equal": self.equal, "empty": self.empty}
             before = rows.state_dict()
             if self.limit is not None and read >= self.limit:
                 return
-            if not (text := row["text"]):
+            if not text:
+                self.empty += 1
                 continue
             read += len(text)
-            if part_of(text, self.valid, self.test, self.seed) == "train":
+            if self.held and digest_text(text) in self.held:
+                self.equal += 1
+            elif part_of(text, self.valid, self.test, self.seed) == "train":
                 yield here, np.array([*self.tokenizer.encode(text), self.tokenizer.end], dtype=np.int64)
 
 
-class Stream(DataLoader):
+def read_texts(rows: Iterable[dict[str, Any]]) -> Iterator[str | None]:
+    """The texts of a stream, one after the other; None for a row without text.
+
+    Raises ZooError where a value is no text, or the stream breaks off.
+    """
+    try:
+        for number, row in enumerate(rows, 1):
+            text = row["text"]
+            if text is not None and not isinstance(text, str):
+                raise ZooError(f"The stream holds {type(text).__name__}, not text, in the row {number} that was read.")
+            yield text
+    except (pyarrow.ArrowException, DatasetsError, EOFError, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ZooError(f"The stream of documents broke off: {reason}") from error
+
+
+class Stream(SentenceLoader):
     """The loader of a stream, whose place can be stored and taken up again. It has no length.
 
     Args:
@@ -168,16 +196,29 @@ class Stream(DataLoader):
         self.restored = False
         last = self.past[-1]
         self.packer.places, self.packer.next = last["places"], last["next"]
-        for worker, batch, place in super().__iter__():
-            if batch is None:
-                continue
-            last = {
-                "batches": last["batches"] + 1,
-                "next": (worker + 1) % max(1, self.workers),
-                "places": {**last["places"], worker: place},
-            }
-            self.past.append(last)
-            yield batch
+        left_out: dict[int, tuple[int, int]] = {}
+        try:
+            for worker, batch, place in super().__iter__():
+                left_out[worker] = place.get("equal", 0), place.get("empty", 0)
+                if batch is None:
+                    continue
+                last = {
+                    "batches": last["batches"] + 1,
+                    "next": (worker + 1) % max(1, self.workers),
+                    "places": {**last["places"], worker: place},
+                }
+                self.past.append(last)
+                yield batch
+        finally:
+            self._say_what_was_left_out(left_out)
+
+    def _say_what_was_left_out(self, counts: dict[int, tuple[int, int]]) -> None:
+        equal, empty = (sum(count) for count in zip((0, 0), *counts.values(), strict=True))
+        if equal or empty:
+            share = f" in the first of {self.world} shares" if self.world > 1 else ""
+            rank_zero_info(
+                f"Stream: left out{share} so far: {equal} documents equal to held-out ones, {empty} without text"
+            )
 
     def _here(self) -> dict[str, Any]:
         packer = self.packer

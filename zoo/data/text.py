@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,16 +21,18 @@ from torch.utils.data import DataLoader
 
 from zoo.data import corpus, tokenizer
 from zoo.data.corpus import Corpus
-from zoo.data.loader import Loader
+from zoo.data.digests import default_cache
+from zoo.data.loader import Loader, SentenceLoader
 from zoo.data.positions import Placement
-from zoo.data.split import PARTS, Split, part_of
-from zoo.data.stream import Packer, Stream
+from zoo.data.split import PARTS, Split, digest_text, part_of
+from zoo.data.stream import Packer, Stream, read_texts
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import Blocks, Stored, tokenise
 from zoo.errors import ZooError
 
 HEAD = 20_000  # documents of a stream among which those to validate and test on are sought
 TRAINED = 64_000_000  # characters that a BPE is trained on at most
+RULE = 2  # of parting a corpus: what is kept under an older one has other documents in its parts
 NEEDED = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("test",)}
 
 
@@ -57,8 +58,8 @@ class Text(L.LightningDataModule):
         batch: blocks per process and step.
         valid: share of the text to validate on.
         test: share of the text to test on.
-        valid_files: files to validate on, instead of a share.
-        test_files: files to test on, instead of a share.
+        valid_files: files to validate on, instead of a share; training documents that equal one of them are left out.
+        test_files: files to test on, instead of a share; the same.
         workers: processes that load batches; 0 loads in the training process.
         seed: origin of the split and of the order of blocks.
         cache: folder for tokens and trained vocabularies; without it, $ZOO_CACHE or ~/.cache/zoo.
@@ -104,7 +105,7 @@ class Text(L.LightningDataModule):
         self.shares = {"valid": valid, "test": test}
         self.others = {"valid": valid_files, "test": test_files}
         self.workers, self.seed, self.limit = workers, seed, limit
-        self.cache = Path(cache or os.environ.get("ZOO_CACHE") or "~/.cache/zoo").expanduser()
+        self.cache = Path(cache).expanduser() if cache else default_cache()
         self._tokenizer: Tokenizer | None = None
         self._opened: dict[str, Stored | None] = {}
         self._blocks: dict[str, Blocks] = {}
@@ -135,7 +136,28 @@ class Text(L.LightningDataModule):
     @property
     def summary(self) -> str:
         """One line about the data, for a card."""
-        return f"Text: {self._corpus.origin}, digest {self._corpus.digest}; tokenizer {self.tokenizer.name}."
+        told = f"Text: {self._corpus.origin}, digest {self._corpus.digest}; tokenizer {self.tokenizer.name}."
+        if self._corpus.compared:
+            return told
+        known = f"the names of {len(self._corpus.files)} files" if self._corpus.files else "its name"
+        known = f"revision {self._corpus.revision} and {known}" if self._corpus.revision else known
+        return f"{told} The contents of the stream were not compared: known are {known}."
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which text is trained on, as plain values: two runs with equal ones read the same text.
+
+        `corpus` is the digest of the corpus, `split` that of what is held out of it, `files` the names of a stream's
+        files in their order, `revision` that of a hub's data set, and `compared` tells whether `corpus` is of
+        'contents' or, for a stream of the hub, of 'names' only.
+        """
+        return {
+            "corpus": self._corpus.digest,
+            "split": self._key("split"),
+            "files": list(self._corpus.files),
+            "revision": self._corpus.revision,
+            "compared": "contents" if self._corpus.compared else "names",
+        }
 
     # What is on disk
 
@@ -196,7 +218,7 @@ class Text(L.LightningDataModule):
     @cached_property
     def _corpus(self) -> Corpus:
         if self.dataset:
-            return corpus.hub(self.dataset, self.subset, self.column, self.streaming)
+            return corpus.hub(self.dataset, self.subset, self.column, self.streaming, self.cache / "rows")
         if self.files:
             return corpus.local(self.files, self.column, self.streaming, self.cache / "rows")
         return corpus.library()
@@ -209,6 +231,16 @@ class Text(L.LightningDataModule):
         return {**self._corpus.parts, **named}
 
     @cached_property
+    def _held_texts(self) -> frozenset[bytes]:
+        """Digests of the documents that are held out by name; no document that equals one is trained on.
+
+        Of a stream's parts these are its first documents, which are all that is validated and tested on.
+        """
+        return frozenset(
+            digest_text(text) for held in self._held.values() for text in self._apart(held)["text"] if text
+        )
+
+    @cached_property
     def _own(self) -> dict[str, float]:
         """The shares that must come out of the corpus itself."""
         return {part: 0.0 if part in self._held else share for part, share in self.shares.items()}
@@ -217,13 +249,21 @@ class Text(L.LightningDataModule):
     def _split(self) -> Split | _Head:
         rows = self._corpus.load()
         if not isinstance(rows, Dataset):
-            return _Head(rows, self.seed, **self._own)
-        split = Split(rows, **self._own, seed=self.seed, limit=self.limit)
-        unread = f", {split.unread} undecodable ones left out" if split.unread else ""
+            return _Head(rows, self.seed, **self._own, held=self._held_texts)
+        split = Split(rows, **self._own, seed=self.seed, limit=self.limit, held=self._held_texts)
+        left_out = {
+            "undecodable or without text": split.unread,
+            "empty": split.empty,
+            "equal to held-out ones": split.held,
+            "copies of others": split.copies if split.cut else 0,
+        }
+        said = "".join(f", {count} {kind} left out" for kind, count in left_out.items() if count)
+        if split.copies and not split.cut:
+            said += f", {split.copies} copies of others in the parts of these"
         limited = f", limited to {self.limit} characters by --data.limit" if self.limit else ""
         rank_zero_info(
             f"Corpus: {self._corpus.origin}: {split.documents} documents, {split.characters} characters"
-            f"{unread}{limited}; digest {self._corpus.digest}"
+            f"{said}{limited}; digest {self._corpus.digest}"
         )
         if split.cut:
             rank_zero_info(
@@ -233,7 +273,8 @@ class Text(L.LightningDataModule):
         return split
 
     def _key(self, *words: Any) -> str:
-        about = [1, self._corpus.digest, self._own, self.seed, self.limit, self.streaming, *words]
+        held = {part: found.digest for part, found in self._held.items()}
+        about = [RULE, self._corpus.digest, held, self._own, self.seed, self.limit, self.streaming, *words]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
     def _make(self) -> Tokenizer:
@@ -262,7 +303,7 @@ class Text(L.LightningDataModule):
             if self.streaming and part == "train":
                 return None
             held = self._held.get(part)
-            key = self._key(part, held.digest if held else "", made.digest)
+            key = self._key(part, made.digest)
             folder = self.cache / "tokens" / f"{part}-{key}"
             if folder.exists():
                 stored = Stored(folder)
@@ -316,6 +357,7 @@ class Text(L.LightningDataModule):
             seed=self.seed,
             limit=self.limit,
             placement=self._placement(),
+            held=self._held_texts,
         )
         return Stream(self._split.rows, pack, self.workers, rank, world, finished)
 
@@ -330,7 +372,7 @@ class Text(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader | list[Any]:
         """The blocks to test on."""
         blocks = self._part("test")
-        return DataLoader(blocks, batch_size=self.batch, num_workers=self.workers)
+        return SentenceLoader(blocks, batch_size=self.batch, num_workers=self.workers)
 
     def _ordered(self, part: str, optional: bool = False) -> DataLoader | list[Any]:
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
@@ -364,12 +406,14 @@ class _Head:
 
     cut = False
 
-    def __init__(self, rows: Any, seed: int, valid: float, test: float) -> None:
-        self.rows, self.seed, self.valid, self.test = rows, seed, valid, test
+    def __init__(self, rows: Any, seed: int, valid: float, test: float, held: frozenset[bytes] = frozenset()) -> None:
+        self.rows, self.seed, self.valid, self.test, self.held = rows, seed, valid, test, held
 
     def __getitem__(self, part: str) -> Dataset:
-        first = (row["text"] for row in itertools.islice(self.rows, HEAD))
+        first = itertools.islice(read_texts(self.rows), HEAD)
         texts = [text for text in first if text and part_of(text, self.valid, self.test, self.seed) == part]
+        if self.held:
+            texts = [text for text in texts if digest_text(text) not in self.held]
         return Dataset.from_dict({"text": texts})
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Dataset as Items
 
+from zoo import lock
 from zoo.data.positions import Placement
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError
@@ -33,9 +33,12 @@ SMALL = 2_000_000  # characters below which starting processes costs more than t
 def tokenise(rows: Dataset, tokenizer: Tokenizer, folder: Path, about: Mapping[str, Any], workers: int) -> None:
     """Write the documents' numbers into a folder, all at once; if another run was faster, leave its work."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".part"))
+    lock.remove_left_overs(folder.parent)
+    work = lock.part_path(folder)
+    work.mkdir()
     try:
-        _write(rows, tokenizer, work, about, workers)
+        with lock.showing_life(work):
+            _write(rows, tokenizer, work, about, workers, folder.name)
         try:
             work.rename(folder)
         except OSError:
@@ -49,7 +52,7 @@ def _encode(batch: dict[str, list[str]], tokenizer: Tokenizer, dtype: str) -> di
     return {"tokens": [np.array([*tokenizer.encode(text), tokenizer.end], dtype=dtype) for text in batch["text"]]}
 
 
-def _write(rows: Dataset, tokenizer: Tokenizer, work: Path, about: Mapping[str, Any], workers: int) -> None:
+def _write(rows: Dataset, tokenizer: Tokenizer, work: Path, about: Mapping[str, Any], workers: int, key: str) -> None:
     dtype = "uint16" if tokenizer.vocabulary <= 2**16 else "uint32"
     size = rows.data.nbytes if len(rows) else 0
     processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
@@ -62,7 +65,7 @@ def _write(rows: Dataset, tokenizer: Tokenizer, work: Path, about: Mapping[str, 
         writer_batch_size=32,
         remove_columns=rows.column_names,
         num_proc=min(processes, len(rows)) if several else None,
-        new_fingerprint=work.name.replace(".", "-"),
+        new_fingerprint=key.replace(".", "-"),
         cache_file_name=str(work / "rows.arrow"),
         desc=f"Tokenising ({about.get('part', 'text')})",
     )

@@ -7,10 +7,10 @@ A folder that holds another run's results is left alone.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from zoo import lock
 from zoo.errors import ZooError
 
 FILE = "results.json"
@@ -33,6 +33,7 @@ class Store:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            lock.remove_left_overs(folder)
         except OSError as error:
             raise ZooError(f"The folder {folder} cannot be written: {error.strerror}.   Try:  --out FOLDER") from error
         if (folder / FILE).is_file():
@@ -64,6 +65,5 @@ class Store:
         """Keep a cell."""
         self.document["results"].append(result)
         if self.folder is not None:
-            beside = self.folder / f".{FILE}.part"
-            beside.write_text(json.dumps(self.document, indent=1, allow_nan=False), encoding="utf-8")
-            os.replace(beside, self.folder / FILE)
+            with lock.writing(self.folder / FILE) as beside:
+                beside.write_text(json.dumps(self.document, indent=1, allow_nan=False), encoding="utf-8")

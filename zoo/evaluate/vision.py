@@ -100,7 +100,8 @@ class Viewer:
         data = Images(**self.data, size=side, augment=False, workers=0)
         data.prepare_data()
         data.setup()
-        part = "test" if "test" in data._parts or not self.whole else "train"
+        whole = [part for part in ("test", "train", "valid") if part in data._parts]
+        part = whole[0] if self.whole and whole else "test"
         wanted = self.model.head.out_features, self.model.embedding.in_channels
         if (data.classes, data.channels) != wanted:
             raise ZooError(

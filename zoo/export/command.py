@@ -140,7 +140,7 @@ def file(options: argparse.Namespace, path: Path, out: Path, command: str) -> li
     told = found.about.get("tokenizer")
     kind = None if options.type is None else getattr(torch, options.type)
     with whole(out) as beside:
-        made = beside.with_suffix(".gguf")  # by which it is known to be one
+        made = beside.with_suffix(".gguf")  # by which it is known to be one, and still by whom it is written
         try:
             tokenizer = None if told is None else Tokenizer.restore(told)
             notes = gguf.write(made, found, tokenizer=tokenizer, dtype=kind, name=out.stem)

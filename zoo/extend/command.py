@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import sys
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import lock
 from zoo.arguments import Arguments
 from zoo.errors import ZooError
 from zoo.lengths import length, size
@@ -318,6 +318,5 @@ def share(word: str) -> float:
 
 def replace(path: Path, content: bytes) -> None:
     """A file of the result with new content, whole or as it was."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    with lock.writing(path) as beside:
+        beside.write_bytes(content)

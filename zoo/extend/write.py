@@ -11,10 +11,10 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from zoo import checkpoints
+from zoo import checkpoints, lock
 from zoo.checkpoints import folder, lightning
 from zoo.checkpoints.stored import Stored
 from zoo.errors import ZooError, listing
@@ -149,23 +149,21 @@ def clone(source: Path, target: Path) -> str:
 def whole(out: Path) -> Iterator[Path]:
     """A name beside `out` for what is written; it takes its place when all is on the disk, and else is removed."""
     target = Path(os.path.realpath(out))
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    beside = lock.part_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        for path in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
-            flush(path)
-        replace(beside, target)
+        lock.remove_left_overs(target.parent)
+        with lock.showing_life(beside):
+            yield beside
+            for path in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
+                flush(path)
+            lock.put_in_place(beside, target)
         flush(target.parent)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise ZooError(f"{out} was not written: {reason}. What was there before is as it was.") from error
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            with suppress(OSError):  # there may be none, nor a folder for one
-                beside.unlink()
+        lock.remove_path(beside)
 
 
 def flush(path: Path) -> None:
@@ -175,18 +173,3 @@ def flush(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def replace(new: Path, target: Path) -> None:
-    """Rename; a folder that stands there is moved aside before, and put back should that fail."""
-    if not target.is_dir():
-        os.replace(new, target)
-        return
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    os.replace(target, old)
-    try:
-        os.replace(new, target)
-    except OSError:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -36,6 +36,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from zoo import lock
 from zoo.checkpoints import zero
 from zoo.errors import ZooError
 from zoo.scale.quirks import dropping, hold, mend, refill, universal, vectors, weights_only_loads
@@ -226,7 +227,7 @@ class ZeRO(DeepSpeedStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a save of its own, then name it: at no moment is the last whole one gone."""
         place = Path(self.broadcast(str(filepath)))
-        aside = place.with_name(f".{place.name}.part")
+        aside = lock.part_path(place, "old")
         if self.is_global_zero and place.is_file():  # that a run without ZeRO has left
             place.replace(aside)
         tag = self.broadcast(fresh(place, checkpoint.get("global_step", 0)) if self.is_global_zero else "")
@@ -281,7 +282,7 @@ class ZeRO(DeepSpeedStrategy):
         Every weight and moment is put together in a file of its own, of which each process reads its share.
         """
         tag = zero.step(place).name
-        whole = Path(self.broadcast(str(place.with_name(f".{place.name}.{os.getpid()}.part"))))
+        whole = Path(self.broadcast(str(lock.part_path(place))))
         try:
             why = ""
             if self.is_global_zero:
@@ -333,9 +334,8 @@ def commit(place: Path, tag: str) -> None:
     for file in (place / tag).iterdir():
         with file.open("rb") as written:
             os.fsync(written.fileno())
-    beside = place / ".latest.part"
-    beside.write_text(tag)
-    os.replace(beside, place / "latest")
+    with lock.writing(place / "latest") as beside:
+        beside.write_text(tag)
     for other in place.iterdir():
         if other.is_dir() and other.name != tag:
             shutil.rmtree(other, ignore_errors=True)

@@ -6,9 +6,7 @@ or an encoding that would not come back the same is refused, and the message say
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo import lock
 from zoo.checkpoints.stored import Listing, Stored
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ZooError, listing
@@ -80,14 +79,9 @@ def write(
     more = {"model": "none"} if tokenizer is None else vocabulary.described(tokenizer, asked["vocabulary"])
     keys |= {f"tokenizer.ggml.{key}": value for key, value in more.items()}
     keys |= {"general.type": "model", "general.name": name or source.path.stem}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with lock.writing(path) as beside:
         tensors = {**told.layout.theirs(held), **extra}
         pour(beside, keys, tensors, dtype, network.rotated(kind, asked) if half else {})
-        os.replace(beside, path)
-    finally:
-        with suppress(OSError):
-            beside.unlink()
     return [] if tokenizer is None else vocabulary.describe_differences(tokenizer)
 
 
