@@ -27,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo import checkpoints, plugins, resume
-from zoo.callbacks import NonFinite, Predictions, Preemption, Progress, Release, Throughput
+from zoo.callbacks import Averaging, NonFinite, Predictions, Preemption, Progress, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
 from zoo.checkpoints import zero
 from zoo.data import Images, Text
@@ -200,27 +200,36 @@ class CLI(LightningCLI):
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         watching = not any(isinstance(one, ProgressBar) for one in given) and not config.get("barebones")
+        bare = bool(config.get("barebones"))  # Lightning's mode without logs, checkpoints and displays
+        logs, keeps = not bare and config.get("logger") is not False, config.get("enable_checkpointing") is not False
         own: list[Callback] = [
-            ModelCheckpoint(save_last=True, enable_version_counter=False),
-            LearningRateMonitor("step"),
-            Throughput(),
+            *([ModelCheckpoint(save_last=True, enable_version_counter=False)] if keeps and not bare else []),
+            *([LearningRateMonitor("step")] if logs else []),
+            *([] if bare else [Throughput()]),
             NonFinite(),
             Preemption(partial(resume.again, tuple(sys.argv[1:]))),
-            Release(),
+            Release(publish=not bare),
             Predictions(),
             *([Progress()] if watching and config.get("enable_progress_bar") is not False else []),
         ]
         kinds = {type(one) for one in given} - {ModelCheckpoint, LearningRateMonitor}
-        config["callbacks"] = [*given, *(one for one in own if type(one) not in kinds)]
-        if config.get("logger") in (None, True):
+        stateful = {one.state_key for one in given if isinstance(one, ModelCheckpoint)}
+        own = [one for one in own if type(one) not in kinds and one.state_key not in stateful]
+        config["callbacks"] = [Averaging(), *Averaging.order(given), *own]
+        if not bare and config.get("logger") in (None, True):
             config["logger"] = both(config.get("default_root_dir") or resume.FOLDER)
         return super()._instantiate_trainer(config, callbacks)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if (pipeline := self.pipeline) is not None:
             pipeline.run()
-        else:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except Exception as error:
+            if not is_lightning_refusal(error):
+                raise
+            raise ZooError(f"Lightning's trainer refuses this run: {' '.join(str(error).split())}") from error
 
     def after_instantiate_classes(self) -> None:
         if self.pipeline is not None:
@@ -262,6 +271,19 @@ class CLI(LightningCLI):
             rank_zero_only(print)(
                 f"tokenizer: the checkpoint's ({source['tokenizer'].get('name', '')})", file=sys.stderr
             )
+
+
+def is_lightning_refusal(error: Exception) -> bool:
+    """Whether an exception is a sentence of Lightning's about how it is used, as that a monitored metric is missing."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return isinstance(error, RuntimeError | ValueError) and raised_in.startswith(
+        ("lightning.pytorch.", "lightning.fabric.")
+    )
 
 
 @rank_zero_only

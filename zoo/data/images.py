@@ -24,7 +24,7 @@ from torch.utils.data import Dataset as Items
 
 from zoo.data.augment import Collate, seeded
 from zoo.data.corpus import reach
-from zoo.data.loader import Loader
+from zoo.data.loader import Loader, overfits
 from zoo.data.text import placed
 from zoo.errors import ZooError, listing
 
@@ -236,7 +236,8 @@ class Images(L.LightningDataModule):
                 f"There are {len(cast(Any, items))} images to train on, fewer than one batch of {self.batch} for each "
                 f"of {world} process(es).   Try a smaller --data.batch."
             )
-        return Loader(items, self.batch, self.seed, True, self.workers, rank, world, collate, finished)
+        shuffle = not overfits(self.trainer)
+        return Loader(items, self.batch, self.seed, shuffle, self.workers, rank, world, collate, finished, even=True)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         """The images to validate on, each once and in order; none where their share is 0."""
