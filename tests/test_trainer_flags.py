@@ -13,6 +13,7 @@ from zoo import checkpoints, cli
 from zoo.callbacks import Averaging
 from zoo.checkpoints import lightning
 from zoo.errors import ZooError
+from zoo.extend import past
 from zoo.scale import FSDP
 from zoo.tasks import LanguageModel
 
@@ -117,7 +118,10 @@ def test_swa_averages_what_is_trained(place, tmp_path):
     content = lightning.load(last(tmp_path / "swa"))
     assert content["zoo"]["trained"]["averaged"] == {"by": "StochasticWeightAveraging", "updates": 3}
     assert not same(content["state_dict"], weights(last(tmp_path / "plain")))
-    assert "averaged weights: StochasticWeightAveraging" in next(tmp_path.glob("swa/**/model/README.md")).read_text()
+    assert (
+        "averaged weights (StochasticWeightAveraging, 3 updates)"
+        in next(tmp_path.glob("swa/**/model/README.md")).read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,8 +185,14 @@ def test_an_average_goes_on_from_the_weights_that_were_trained(place, tmp_path, 
     path = next((tmp_path / "whole").rglob("model"))
     published = {f"network.{name}": weight for name, weight in checkpoints.read(path).weights.items()}
     assert all(torch.equal(weight, whole["state_dict"][name]) for name, weight in published.items())
-    assert "averaged weights: EMAWeightAveraging, 6 updates" in (path / "README.md").read_text()
+    assert "averaged weights (EMAWeightAveraging, 6 updates)" in (path / "README.md").read_text()
     capsys.readouterr()
+    cli.run(["generate", str(path), "--prompt=word", "--tokens=1"])
+    assert "holds averaged weights (EMAWeightAveraging, 6 updates)" in capsys.readouterr().err
+    about = {**checkpoints.read(path).about}
+    assert past.training(about, "16 tokens") == (
+        "trained on 16 tokens for 6 steps, averaged weights (EMAWeightAveraging, 6 updates)"
+    )
     fit(place, tmp_path / "half", "--trainer.max_steps=7", "--ckpt_path=last", "--model.dropout=0.1")
     assert "goes on from the weights that were trained" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from zoo import __version__, plugins
 from zoo.arguments import Arguments, place, speak
-from zoo.errors import ZooError, listing, near
+from zoo.errors import ZooError, escape_controls, listing, near
 
 TRAINER = {
     "fit": "train a model from a recipe",
@@ -31,7 +31,7 @@ OWN = {
     "analyze": "why: spectra, bias curves and heads of a checkpoint, as pictures and numbers",
     "generate": "sample text from a checkpoint",
     "plugins": "what is installed, from where, and what goes with what",
-    "check": "the exam for one plugin",
+    "check": "the exam for one plugin, or the checksums of a folder's weights",
 }
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     try:
         run(sys.argv[1:])
     except ZooError as error:
-        print(f"zoo: {error}", file=sys.stderr)
+        print(f"zoo: {escape_controls(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("zoo: interrupted", file=sys.stderr)
@@ -147,7 +147,7 @@ def generate(argv: list[str]) -> None:
     import torch
 
     from zoo import checkpoints
-    from zoo.data.tokenizer import Tokenizer
+    from zoo.data.tokenizer import Continuation, Tokenizer
     from zoo.decoder import Decoder
     from zoo.generate import stream
 
@@ -163,8 +163,9 @@ def generate(argv: list[str]) -> None:
     if len(ids) <= model.reach < total:
         what = "reach" if model.reach > model.length else "trained length"
         print(f"zoo: {total} tokens exceed the {what} {model.reach}; what follows is extrapolated", file=sys.stderr)
-    new: list[int] = []
-    shown = ""
+    if averaged := checkpoints.describe_averaging(found.about):
+        print(f"zoo: {options.checkpoint} holds {averaged}", file=sys.stderr)
+    continuation, shown = Continuation(tokenizer, ids), False
     for step in stream(
         model.to(device),
         torch.tensor([ids], dtype=torch.long, device=device),
@@ -176,12 +177,9 @@ def generate(argv: list[str]) -> None:
     ):
         if int(step) == tokenizer.end:
             break
-        new.append(int(step))
-        text = prompt + tokenizer.decode(new)
-        if not text.endswith("\ufffd"):  # a character may be spread over several tokens
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-    print("" if shown else prompt)
+        print(f"{'' if shown else prompt}{continuation.add(int(step))}", end="", flush=True)
+        shown = True
+    print(f"{'' if shown else prompt}{continuation.finish()}")
 
 
 def show(argv: list[str]) -> None:
@@ -228,13 +226,33 @@ def show(argv: list[str]) -> None:
         sys.exit(2)
 
 
+def check_folder(path: Path) -> None:
+    """`zoo check FOLDER`: compare its weights with the checksums that it records."""
+    from zoo.checkpoints import form
+    from zoo.checkpoints.folder import compare_checksums
+
+    if not path.is_dir():
+        raise ZooError(f"There is no folder {path}. zoo check takes a plugin's name, or a folder with weights.")
+    form(path)
+    told = compare_checksums(path)
+    for name, state in told.items():
+        print(f"{'FAIL' if state == 'different' else 'pass' if state == 'same' else 'skip'}  {name}: {state}")
+    if "different" in told.values():
+        print(f"zoo: {path} does not hold the weights that were written there", file=sys.stderr)
+        sys.exit(1)
+
+
 def check(argv: list[str]) -> None:
-    """`zoo check NAME`."""
-    parser = Arguments(prog="zoo check", description="The exam for one plugin, without pytest.")
-    parser.add_argument("name", metavar="NAME", help="a position encoding, a kernel or an extension")
+    """`zoo check NAME`, or `zoo check FOLDER`."""
+    parser = Arguments(prog="zoo check", description="The exam for one plugin, or the checksums of a folder.")
+    parser.add_argument(
+        "name", metavar="NAME", help="a position encoding, a kernel, an extension, or a folder with weights"
+    )
     options = parser.parse_args(argv)
     known = [name for group in plugins.GROUPS for name in plugins.names(group)]
     groups = [group for group in plugins.GROUPS if options.name in plugins.names(group)]
+    if os.sep in options.name or (not groups and Path(options.name).is_dir()):
+        return check_folder(Path(options.name))
     if not groups:
         guess = near(options.name, known)
         hint = f" Did you mean {' or '.join(guess)}?" if guess else ""

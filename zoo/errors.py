@@ -7,6 +7,7 @@ defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -16,6 +17,18 @@ class ZooError(Exception):
 
 class Unfit(ZooError):  # noqa: N818
     """One measurement among many that cannot be taken; the message is the reason, and the others go on."""
+
+
+def escape_controls(text: str) -> str:
+    """A text in which characters that steer a terminal, or turn the direction of writing, are spelled out.
+
+    Line breaks and tabs stay. Names in files are anybody's: printed as they are they could hide what was said.
+    """
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Zl", "Zp", "Cs")
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )  # fmt: skip
 
 
 def near(word: str, words: Iterable[str]) -> list[str]:

@@ -22,6 +22,8 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     Temperature 0 takes the likeliest id. Otherwise it is drawn from the smallest set of ids that holds `top_p` of the
     probability (Holtzman et al. 2020, arXiv:1904.09751).
     """
+    if bool(logits.isnan().any()):
+        raise ZooError("The model's logits are no numbers: its weights are damaged, or its numbers are too large.")
     if temperature < 1e-6:  # so little that the division would leave the range of float32
         return logits.argmax(-1)
     weights = (logits.float() / temperature).softmax(-1)

@@ -50,8 +50,11 @@ Request = tuple[Any, list[int], list[int]]
 class Zoo(TemplateLM):
     """A zoo checkpoint; the arguments are those of `--model_args`.
 
-    Scores are sums of natural logarithms in float32. A context without a token is the tokenizer's end, which stands
-    before every document in training.
+    Scores are sums of natural logarithms in float32, those of the harness's own `hf` for the same model: a context
+    without a token, and the window in which a text begins, is preceded by the token that begins a document, or by the
+    one that ends it where there is none; what the tokenizer itself puts before a text stands before each. An answer is
+    what its tokens add to the prompt, so that it begins with a space where a word does; `hf` loses that space with
+    SentencePiece.
 
     Args:
         checkpoint: A .ckpt file or a checkpoint's folder.
@@ -113,8 +116,16 @@ class Zoo(TemplateLM):
             "max_length": self.max_length,
         }
 
+    @property
+    def prefix_token_id(self) -> int:
+        return self.reader.tokenizer.prefix
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self.reader.tokenizer.encode(string)
+        """The ids of a text, after those that the tokenizer itself puts before it, if it does not begin with them."""
+        tokenizer = self.reader.tokenizer
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(tokenizer.decode([tokenizer.prefix]))
+        return [*(tokenizer.encode_prefix() if add_special_tokens else []), *tokenizer.encode(string)]
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ZooError("A zoo checkpoint has no chat template.   Leave --apply_chat_template out.")
@@ -128,7 +139,7 @@ class Zoo(TemplateLM):
         for request, context, ids in requests:
             if not ids:
                 raise ZooError(f"A continuation adds no token to its context: {request!r}.")
-            rows.append((context or [self.eot_token_id]) + ids)
+            rows.append((context or [self.prefix_token_id]) + ids)
         self.room([len(row) - 1 for row in rows], [0] * len(rows))
         alike: dict[int, list[int]] = {}
         for number, row in enumerate(rows):
@@ -169,13 +180,15 @@ class Zoo(TemplateLM):
         asked = [(request, normalize_gen_kwargs(request.args[1], self.max_gen_toks)) for request in requests]
         if any(wish["do_sample"] for _, wish in asked):
             raise ZooError("The model zoo answers greedily.   Try:  --gen_kwargs do_sample=False,temperature=0")
-        prompts = [self.tok_encode(request.args[0]) or [self.eot_token_id] for request in requests]
+        prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
         counts = [whole("max_gen_toks", wish["max_gen_toks"]) for _, wish in asked]
         self.room([len(prompt) + count for prompt, count in zip(prompts, counts, strict=True)], counts)
         results = []
         for (request, wish), prompt in zip(tqdm(asked, desc="Answering", disable=disable_tqdm), prompts, strict=True):
             stops = [stop for stop in wish["until"] if stop]
-            answer = self.reader.answer(prompt, wish["max_gen_toks"], stop=partial(holds, stops))
+            context = self.tok_encode(request.args[0], add_special_tokens=False)
+            count, reached = wish["max_gen_toks"], partial(holds, stops)
+            answer = self.reader.answer(prompt, count, stop=reached, context=context, special=False)
             for stop in stops:
                 answer = answer.partition(stop)[0]
             results.append(answer)

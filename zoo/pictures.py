@@ -48,6 +48,7 @@ HEADS = LinearSegmentedColormap.from_list("heads", ["#12355b", "#2a7f9e", "#6fb9
 WEIGHT = LinearSegmentedColormap.from_list("weight", ["#f4f3ee", "#a9cbd0", "#3f86a5", "#12355b"])
 TICKS = {"labelsize": 7, "color": "#555555", "major.width": 0.6, "major.size": 2.5}
 STYLE = {
+    "text.parse_math": False,  # a name with dollars is a name
     "font.size": 7.5,
     "text.color": "#222222",
     "axes.labelcolor": "#555555",

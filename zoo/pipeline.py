@@ -33,7 +33,8 @@ from zoo.extend.methods import usual
 from zoo.extend.source import Source, read
 from zoo.extend.write import write
 from zoo.lengths import length, short
-from zoo.recipe import FREE, differences, named, renamed, section
+from zoo.recipe import FREE, differences, named, renamed
+from zoo.stored_sections import read_weights_section
 from zoo.tasks import LanguageModel
 
 DOCUMENTS = 8
@@ -240,7 +241,7 @@ class Pipeline:
         assert tune is not None
         settings = recipe["model"]["init_args"]
         free = {key: value for key, value in settings.items() if key in FREE}
-        recipe["model"] = section(lightning.load(converted)["zoo"])
+        recipe["model"] = read_weights_section(lightning.load(converted)["zoo"], converted)
         recipe["model"]["init_args"] |= free | {"weights": str(converted)}
         if tune.lr is not None:
             recipe["model"]["init_args"]["optimizer"]["init_args"]["lr"] = tune.lr
@@ -272,7 +273,7 @@ class Pipeline:
             speaking = next((each for each in abouts if each.get("asked")), {})  # a folder of others names no data
             evaluation = Evaluation(
                 [str(path) for path in rows.values()],
-                files=held_out(speaking),
+                files=held_out(speaking, opens=True),
                 lengths=tuple(sizes),
                 measures="perplexity",
                 documents=DOCUMENTS,

@@ -1,5 +1,4 @@
-"""A recipe's sections as data: what was asked for, in what it differs from what a checkpoint says, and what a
-checkpoint would have asked for."""
+"""A recipe's sections as data: what was asked for, and in what it differs from what a checkpoint says."""
 
 from __future__ import annotations
 
@@ -19,7 +18,6 @@ FREE = {"optimizer", "schedule", "adapter", "weights", "smoothing"} | {
 """Arguments of a task that a checkpoint's weights do not depend on."""
 TOLD = {"vocabulary", "classes", "channels", "size"}
 """Arguments of a network that the data tell where a recipe leaves them open."""
-TASKS = {"zoo.decoder.Decoder": "zoo.tasks.LanguageModel", "zoo.vit.ViT": "zoo.tasks.ImageClassifier"}
 
 
 def plain(section: Any) -> dict[str, Any]:
@@ -72,11 +70,3 @@ def alike(there: Any, here: Any) -> bool:
     """Whether two kernels are implementations of one form, so that either continues the other's model."""
     names = [(node or {}).get("class_path", "").rpartition(".")[2] for node in (there, here)]
     return all(names) and len({plugins.load("zoo.kernels", name).form for name in names}) == 1
-
-
-def section(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The model section of a recipe that builds the network of a checkpoint."""
-    network, asked = about["network"], (about.get("asked") or {}).get("model") or {}
-    own = {key: value for key, value in network["init_args"].items() if key not in FREE | TOLD}
-    rest = {key: value for key, value in asked.get("init_args", {}).items() if key not in FREE}
-    return {"class_path": TASKS[network["class_path"]], "init_args": {**rest, **own}}

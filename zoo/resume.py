@@ -18,8 +18,10 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from zoo import checkpoints
 from zoo.checkpoints import lightning, zero
-from zoo.errors import ZooError
+from zoo.errors import ZooError, escape_controls
+from zoo.limits import reporting_damage
 
 FOLDER = "runs"
 """Where runs go whose recipe does not say."""
@@ -121,7 +123,7 @@ def whole(path: Path, verb: str) -> dict[str, Any]:
     """What a checkpoint says of itself; ZooError where it is not whole, or nothing can be continued from it."""
     if path.name.endswith(".part") or (path.is_dir() and not (path / "latest").is_file()):
         raise ZooError("a run was stopped while it was being written.")
-    return zero.listed(path).about if path.is_dir() else stored(str(path), verb) or {}
+    return checkpoints.listed(path).about if path.is_dir() else stored(str(path), verb) or {}
 
 
 def stored(path: str | None, verb: str) -> dict[str, Any] | None:
@@ -129,14 +131,16 @@ def stored(path: str | None, verb: str) -> dict[str, Any] | None:
     if path is None or path == "null":
         return None
     if Path(path).is_dir() and zero.holds(Path(path)):
-        return zero.described(Path(path))  # which looks at the files before DeepSpeed opens them
+        return checkpoints.listed(path).about  # which looks at the files before DeepSpeed opens them
     if Path(path).is_dir():
         raise ZooError(
             f"{path} holds a model and no run, and --ckpt_path takes a run's checkpoint. "
             f"Try:  zoo evaluate {path}, or  zoo fit --model.weights {path}"
         )
     content = lightning.load(path)
-    about = lightning.told(content, Path(path))
+    with reporting_damage(path):
+        shapes = [each.shape for each in lightning.own(content["state_dict"]).values()]
+        about = checkpoints.checked(lightning.told(content, Path(path)), shapes, Path(path))
     if "optimizer_states" not in content and verb == "fit":
         raise ZooError(
             f"{path} has no optimizer state, so a run cannot be continued from it. "
@@ -162,4 +166,4 @@ def again(argv: Sequence[str], path: Path) -> str:
 @rank_zero_only
 def say(line: str) -> None:
     """One line on stderr, from the first process."""
-    print(f"zoo: {line}", file=sys.stderr)
+    print(f"zoo: {escape_controls(line)}", file=sys.stderr)

@@ -8,6 +8,7 @@ checkpoint's weights takes the checkpoint's model where nothing else is asked fo
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -37,8 +38,9 @@ from zoo.evaluate.callback import LengthGeneralisation
 from zoo.loggers import both
 from zoo.messages import Parser, buried
 from zoo.pipeline import Extend, Pipeline
-from zoo.recipe import differences, named, plain, section
+from zoo.recipe import differences, named, plain
 from zoo.scale import ZeRO
+from zoo.stored_sections import read_data_section, read_model_section, read_weights_section
 from zoo.task import Task
 from zoo.tasks import ImageClassifier, LanguageModel
 
@@ -58,7 +60,26 @@ class WholeCheckpoints(TorchCheckpointIO):
             shutil.rmtree(aside)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return zero.content(Path(path)) if Path(path).is_dir() and zero.holds(Path(path)) else ckpt.load(path)
+        content = zero.content(Path(path)) if Path(path).is_dir() and zero.holds(Path(path)) else ckpt.load(path)
+        forget_paths(content)
+        return content
+
+
+def forget_paths(content: dict[str, Any]) -> None:
+    """Take out of the states of ModelCheckpoint all files outside its folder, since it deletes what it has replaced."""
+    states = content.get("callbacks")
+    for name, state in states.items() if isinstance(states, dict) else ():
+        if not str(name).startswith("ModelCheckpoint") or not isinstance(state, dict):
+            continue
+        folder = os.path.abspath(str(state.get("dirpath")))
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            if os.path.dirname(os.path.abspath(str(state.get(key)))) != folder:
+                state[key] = ""
+        best = state.get("best_k_models")
+        kept = best.items() if isinstance(best, dict) else ()
+        state["best_k_models"] = {
+            path: score for path, score in kept if os.path.dirname(os.path.abspath(str(path))) == folder
+        }
 
 
 class CLI(LightningCLI):
@@ -66,6 +87,8 @@ class CLI(LightningCLI):
 
     stored: dict[str, Any] | None = None
     """What the checkpoint that is continued, or measured, says of itself."""
+    stored_model: dict[str, Any] | None = None
+    """The model section that is taken from it."""
     path: str | None = None
     """That checkpoint, `last` and `auto` resolved."""
     folder: Path | None = None
@@ -90,9 +113,10 @@ class CLI(LightningCLI):
             self.path, self.stored = self.source
             weights = resume.asked(sys.argv[1:], "model.weights")
             if self.stored is not None and self.stored.get("asked"):
-                model, data = named(self.stored["asked"]["model"]), self.stored["asked"]["data"]
+                model = self.stored_model = read_model_section(self.stored, sys.argv[1:], self.path)
+                data = read_data_section(self.stored, sys.argv[1:], self.path) or data
             elif self.stored is None and weights is not None:
-                model = section(checkpoints.read(weights).about)
+                model = read_weights_section(checkpoints.read(weights).about, weights)
         parser.set_defaults({"model": model, "data": data})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -134,7 +158,8 @@ class CLI(LightningCLI):
             self.compare(checkpoints.read(self.parent).about, sections.model)
         if self.stored is None or not self.stored.get("asked"):
             return
-        there, here = self.stored["asked"]["model"], plain(self.config[self.config.subcommand].model)
+        there = self.stored_model or self.stored["asked"]["model"]
+        here = plain(self.config[self.config.subcommand].model)
         lines = list(differences(named(there), named(here)))
         if self.config.subcommand == "fit":
             before, after = (node["init_args"].get("adapter") for node in (there, here))
@@ -152,7 +177,9 @@ class CLI(LightningCLI):
 
     def compare(self, about: dict[str, Any], here: Any) -> None:
         """Say where a run departs from the model whose weights it starts from."""
-        there = self._parser(self.config.subcommand).parse_object({"model": section(about)}).model
+        there = (
+            self._parser(self.config.subcommand).parse_object({"model": read_weights_section(about, self.parent)}).model
+        )
         lines = list(differences(named(plain(there)), named(plain(here))))
         if lines and about.get("extended"):
             raise ZooError(
@@ -199,11 +226,12 @@ class CLI(LightningCLI):
         """With zoo's callbacks, unless the recipe has its own of the kind, and its loggers, unless it names others."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        watching = not any(isinstance(one, ProgressBar) for one in given) and not config.get("barebones")
         bare = bool(config.get("barebones"))  # Lightning's mode without logs, checkpoints and displays
-        logs, keeps = not bare and config.get("logger") is not False, config.get("enable_checkpointing") is not False
+        watching = not any(isinstance(one, ProgressBar) for one in given) and not bare
+        logs = config.get("logger") is not False and not bare and not config.get("fast_dev_run")
+        saves = config.get("enable_checkpointing") is not False and not bare
         own: list[Callback] = [
-            *([ModelCheckpoint(save_last=True, enable_version_counter=False)] if keeps and not bare else []),
+            *([ModelCheckpoint(save_last=True, enable_version_counter=False)] if saves else []),
             *([LearningRateMonitor("step")] if logs else []),
             *([] if bare else [Throughput()]),
             NonFinite(),
@@ -281,9 +309,8 @@ def is_lightning_refusal(error: Exception) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     raised_in = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
-    return isinstance(error, RuntimeError | ValueError) and raised_in.startswith(
-        ("lightning.pytorch.", "lightning.fabric.")
-    )
+    refusal = isinstance(error, RuntimeError | ValueError) and not isinstance(error, torch.OutOfMemoryError)
+    return refusal and raised_in.startswith(("lightning.pytorch.", "lightning.fabric."))
 
 
 @rank_zero_only

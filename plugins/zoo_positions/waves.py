@@ -26,7 +26,12 @@ def spectrum(base: float, width: int, kind: torch.dtype = torch.float32) -> Tens
             f"Waves cannot have the base {base}: their frequencies are powers of 1 / base and have to fall. "
             "Give a number above 1:  --model.position.base 10000"
         )
-    return 1.0 / base ** (torch.arange(0, width, 2, dtype=kind, device="cpu") / width)
+    return 1.0 / compute_base_powers(base, width, kind)
+
+
+def compute_base_powers(base: float | Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """base^(2t / width) for t = 0 .. width / 2 - 1, in transformers' order of operations: 1 / frequency."""
+    return base ** (torch.arange(0, width, 2, dtype=dtype, device="cpu") / width)
 
 
 def angles(positions: Tensor, frequencies: Tensor, extent: int) -> Tensor:

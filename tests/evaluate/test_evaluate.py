@@ -327,9 +327,13 @@ def test_an_extension_is_named_with_its_encoding(tmp_path, files):
 
 def test_text_that_is_not_what_was_trained_on_is_named(files):
     data = {"class_path": "zoo.data.Text", "init_args": {"files": files, "test": 0.3}}
-    same = texts.held_out({"asked": {"data": data}, "corpus": texts.Text(files=files).digest})
+    about = {"asked": {"data": data}, "corpus": texts.Text(files=files).digest}
+    same = texts.held_out(about, opens=True)
     assert same.origin.startswith("held-out documents of")
-    assert texts.held_out({"asked": {"data": data}}).origin == same.origin  # from before digests were kept
-    other = texts.held_out({"asked": {"data": data}, "corpus": "another"})
+    assert texts.held_out({"asked": {"data": data}}, opens=True).origin == same.origin  # from before digests were kept
+    with pytest.raises(ZooError, match="Only fit, validate, test and predict open"):
+        texts.held_out(about)
+    assert texts.chosen([files] if isinstance(files, str) else files, about).texts == same.texts
+    other = texts.held_out({"asked": {"data": data}, "corpus": "another"}, opens=True)
     assert "not the text that it was trained on" in other.origin
     assert other.texts == same.texts

@@ -69,6 +69,18 @@ def test_yarn_convention(reading, text):
     assert found["nats"] == pytest.approx(sum(means) / len(means), rel=1e-6)
 
 
+def test_yarn_windows_begin_with_the_start_of_a_document_where_there_is_one(reading, text, monkeypatch):
+    """Of a model whose BOS is not its EOS the end would be a token that never stood before a text."""
+    reader, read = reading(vocabulary=300), []
+    losses = reader.losses
+    monkeypatch.setattr(reader, "losses", lambda tokens: read.append(tokens) or losses(tokens))
+    for start, first in ((299, 299), (None, reader.tokenizer.end)):
+        monkeypatch.setattr(reader.tokenizer, "start", start)
+        read.clear()
+        measures.perplexity(reader, 16, setting(text(2, 100), 16, 60, windowing="yarn", stride=5))
+        assert {int(row[0]) for rows in read for row in rows} == {first}
+
+
 @pytest.mark.parametrize(("windowing", "fits"), [("sliding", 24), ("huggingface", 24), ("yarn", 23)])
 def test_windows_leave_nothing_between_them(reading, text, windowing, fits):
     texts = text(1, 100)

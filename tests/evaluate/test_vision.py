@@ -149,7 +149,9 @@ def test_pictures_of_files_are_those_of_zoo_test(
             Image.fromarray(noise).save(folder / f"class{label}" / f"{number}.png")
     flags = [f"--data.files={folder}", "--data.batch=16", "--data.size=8", "--data.test=0.3", "--trainer.max_steps=9"]
     path = fit(tmp_path / "run", *flags)
-    viewer = view(path)
+    with pytest.raises(ZooError, match="Only fit, validate, test and predict open"):
+        view(path)
+    viewer = view(path, files=str(folder))
     value = viewer.resolution(8)
     assert value["images"] == 18
     assert value["top5"] == 1.0, "three classes are all among five"

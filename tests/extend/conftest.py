@@ -8,6 +8,7 @@ import torch
 
 from zoo import checkpoints
 from zoo.checkpoints import folder
+from zoo.data import Text
 from zoo.data.tokenizer import Tokenizer
 from zoo.evaluate import Reader
 
@@ -31,13 +32,15 @@ def described(**more):
     return {"class_path": "zoo.decoder.Decoder", "init_args": {**SIZE, "position": position, "kernel": kernel, **more}}
 
 
-def store(path, weights, data=None, **more):
-    """A checkpoint; with `data`, one that says which text it was trained on."""
+def store(path, weights, data=None, corpus=False, **more):
+    """A checkpoint; with `data`, one that says which text it was trained on, and with `corpus`, its digest."""
     about = {"format": 1, "zoo": "0", "network": described(**more), "tokenizer": BYTES.describe()}
     about["trained"] = {"steps": 700}
     if data is not None:
         model = {"class_path": "LanguageModel", "init_args": {"optimizer": {"init_args": {"lr": 0.003}}}}
         about["asked"] = {"model": model, "data": {"class_path": "zoo.data.Text", "init_args": data}}
+    if corpus:
+        about["corpus"] = Text(**data).digest
     folder.write(path, about, weights, "")
     return path
 
@@ -84,6 +87,13 @@ def knowing(tmp_path, texts, make):
     """A checkpoint of 16 tokens that knows its data: about 4 documents to validate on, 4 to test on."""
     data = {"files": str(texts), "cache": str(tmp_path / "cache"), "valid": 0.4, "test": 0.4, "tokenizer": "bytes"}
     return make.store(tmp_path / "tiny", data=data)
+
+
+@pytest.fixture
+def recognising(tmp_path, texts, make):
+    """The same, with the digest of its texts: of those it reads what its run held out, where they are given to it."""
+    data = {"files": str(texts), "cache": str(tmp_path / "cache"), "valid": 0.4, "test": 0.4, "tokenizer": "bytes"}
+    return make.store(tmp_path / "tiny", data=data, corpus=True)
 
 
 @pytest.fixture

@@ -123,9 +123,9 @@ def owners(read, texts):
     return {number for number, text in enumerate(texts) if read in text.encode()}
 
 
-def test_what_was_set_aside_for_testing_is_not_read(knowing, reads, capsys):
-    told, _ = auto(knowing, "--to=64", "--dry-run", capsys=capsys)
-    there = parts(knowing)
+def test_what_was_set_aside_for_testing_is_not_read(recognising, texts, reads, capsys):
+    told, _ = auto(recognising, "--to=64", "--dry-run", "--files", texts, capsys=capsys)
+    there = parts(recognising)
     assert min(map(len, there.values())) >= 1
     assert reads
     for read in reads:
@@ -137,8 +137,8 @@ def test_what_was_set_aside_for_testing_is_not_read(knowing, reads, capsys):
 def test_too_few_to_validate_on_and_documents_that_are_tested_on_too(make, tmp_path, texts, reads, capsys):
     """One validation document: those of training are read; and of files named for both, none."""
     data = {"files": str(texts), "cache": str(tmp_path / "cache"), "valid": 0.05, "test": 0.2, "tokenizer": "bytes"}
-    few = make.store(tmp_path / "few", data=data)
-    told, _ = auto(few, "--to=64", "--dry-run", capsys=capsys)
+    few = make.store(tmp_path / "few", data=data, corpus=True)
+    told, _ = auto(few, "--to=64", "--dry-run", "--files", texts, capsys=capsys)
     there = parts(few)
     assert len(there["valid"]) < 4 < len(there["train"])
     assert told["auto"]["text"]["origin"].endswith("that it trained on")
@@ -146,17 +146,18 @@ def test_too_few_to_validate_on_and_documents_that_are_tested_on_too(make, tmp_p
 
     reads.clear()
     other = make.write_texts(tmp_path / "other", 6)
-    both = make.store(tmp_path / "both", data=data | {"valid_files": str(other), "test_files": str(other)})
-    told, _ = auto(both, "--to=64", "--dry-run", capsys=capsys)
-    there = parts(both)
-    assert sorted(there["valid"]) == sorted(there["test"])
-    assert reads
-    assert not any(owners(read, there["test"]) for read in reads)
+    data |= {"valid_files": str(other), "test_files": str(other)}
+    both = make.store(tmp_path / "both", data=data, corpus=True)
+    with pytest.raises(ZooError, match=rf"trained on all of .*{other}.*--files"):
+        extend(both, "--to=64", "--dry-run", "--files", texts)
+    assert not reads
+    auto(both, "--to=64", "--dry-run", "--files", other, capsys=capsys)
+    assert all(owners(read, parts(both)["test"]) for read in reads)
 
 
 @pytest.mark.parametrize(("budget", "documents"), [("1m", 4), ("5000", 3), ("1700", 1)])
-def test_the_budget_is_kept_and_said(knowing, reads, capsys, budget, documents):
-    told, _ = auto(knowing, "--to=64", "--dry-run", "--budget", budget, capsys=capsys)
+def test_the_budget_is_kept_and_said(recognising, texts, reads, capsys, budget, documents):
+    told, _ = auto(recognising, "--to=64", "--dry-run", "--files", texts, "--budget", budget, capsys=capsys)
     found = told["auto"]
     assert found["text"]["documents"] == documents
     assert sum(map(len, reads)) == found["tokens"] == 13 * 2 * 64 * documents
@@ -191,9 +192,9 @@ def test_a_single_document_is_for_both_and_says_so(knowing, texts, tmp_path):
     assert "to choose and to measure" in found.used.origin
 
 
-def test_nothing_is_written_by_a_dry_run(knowing, tmp_path, capsys):
+def test_nothing_is_written_by_a_dry_run(knowing, texts, tmp_path, capsys):
     before = sorted(path.name for path in tmp_path.iterdir())
-    shown = extend(knowing, "--to=64", "--dry-run", "--tolerance=1000%", capsys=capsys).out
+    shown = extend(knowing, "--to=64", "--dry-run", "--files", texts, "--tolerance=1000%", capsys=capsys).out
     assert "perplexity at" in shown
     assert "as it is" in shown
     assert shown.index("auto: 13 models read") < shown.index("as it is")
@@ -262,9 +263,9 @@ def test_where_it_goes_is_asked_before_anything_is_read(knowing, tmp_path, reads
     assert not reads
 
 
-def test_nothing_is_written_where_nothing_is_better(knowing, tmp_path, monkeypatch, capsys):
+def test_nothing_is_written_where_nothing_is_better(knowing, texts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trial, "measure", lambda name, reader, setting: Row(name, 10.0, 9.0 + (name != "as it is")))
-    told, refused = auto(knowing, "--to=64", capsys=capsys)
+    told, refused = auto(knowing, "--to=64", "--files", texts, capsys=capsys)
     assert "Nothing is written. No method reads 64 tokens better than the untouched model" in refused
     assert told["written"] is None
     assert told["auto"]["method"] is None
@@ -272,10 +273,10 @@ def test_nothing_is_written_where_nothing_is_better(knowing, tmp_path, monkeypat
     assert not (tmp_path / "tiny-64").exists()
 
 
-def test_the_recipe_and_the_card_of_one_that_does_not_help(knowing, tmp_path, monkeypatch, capsys):
+def test_the_recipe_and_the_card_of_one_that_does_not_help(knowing, texts, tmp_path, monkeypatch, capsys):
     far = {"as it is": 40.0, "NTK": 20.0}
     monkeypatch.setattr(trial, "measure", lambda name, reader, setting: Row(name, 10.0, far.get(name, 30.0)))
-    shown = extend(knowing, "--to=64", capsys=capsys).out
+    shown = extend(knowing, "--to=64", "--files", texts, capsys=capsys).out
     assert "NTK it is" in shown
     lines = shown[shown.index("extend:\n") :].partition("\n\n")[0]
     stage = {"to": 64, "method": "NTK", "finetune": {"max_steps": 140, "lr": 0.0003, "positions": "full"}}

@@ -166,11 +166,21 @@ def test_the_result_is_written_and_is_as_good_as_it_says(knowing, texts, tmp_pat
     assert nats[1] < nats[0], "on this model there is something to find"
 
 
-def test_runs_are_the_same_for_the_same_seed(knowing, tmp_path, capsys):
+def test_runs_are_the_same_for_the_same_seed(knowing, texts, tmp_path, capsys):
     def found(name, *words):
         out = tmp_path / name
-        words = ("--to=64", "--method=LongRoPE", "--search=perplexity", "--budget=3k", *words, "--out", out)
-        extend(knowing, *words, capsys=capsys)
+        words = (
+            "--to=64",
+            "--method=LongRoPE",
+            "--search=perplexity",
+            "--budget=3k",
+            "--files",
+            texts,
+            *words,
+            "--out",
+            out,
+        )
+        extend(knowing, "--files", texts, *words, capsys=capsys)
         return chain(out)["arguments"]["long"]
 
     assert found("one") == found("two")
@@ -227,12 +237,16 @@ def test_documents_of_an_evaluation_were_not_searched_by(knowing, texts, tmp_pat
         (["--method=YaRN", "--search=needle"], r"YaRN has nothing to search for. Methods of RoPE that have: LongRoPE"),
         (["--method=Resonance+LongRoPE", "--search=needle"], "has nothing to search for"),
         (["--method=LongRoPE", "--search=luck"], "invalid choice"),
-        (["--method=LongRoPE", "--search=perplexity", "--budget=200"], r"takes 256 tokens .* and the budget is 200"),
+        (
+            ["--method=LongRoPE", "--search=perplexity", "--budget=200", "--files=texts"],
+            r"takes 256 tokens .* and the budget is 200",
+        ),
         (["--method=LongRoPE", "--search=none", "--budget=2k"], "--budget limits"),
-        (["--method=LongRoPE", "--search=needle", "--budget=2k"], "Needles without a haystack take"),
+        (["--method=LongRoPE", "--search=needle", "--budget=2k", "--files=texts"], "Needles without a haystack take"),
     ],
 )
-def test_bad_input(knowing, tmp_path, words, says):
+def test_bad_input(knowing, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ZooError, match=says):
         cli.run(["extend", str(knowing), "--to=64", *words])
     assert {path.name for path in tmp_path.iterdir()} <= {"tiny", "texts", "cache"}

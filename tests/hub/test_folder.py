@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import folders
+import pieces
 from folders import zoo
 
 from zoo import checkpoints, resume
@@ -106,6 +108,33 @@ def test_extending_links_the_weights_and_copies_what_people_edit(tmp_path, capsy
     assert status == 0, said
 
 
+@pytest.mark.parametrize("head", ["embed_out.weight", "lm_head.weight"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_pickled_gpt_neox_of_either_version_is_read_with_the_buffers_of_old_files(tmp_path, head, tied):
+    """In memory transformers 5 calls the head lm_head, 4 embed_out; files of 2022 hold masks and frequencies."""
+    config = {**NEOX, "tie_word_embeddings": tied}
+    plain = folders.write(tmp_path / "plain", config)
+    weights = {f"gpt_neox.{name}": tensor for name, tensor in load_file(plain / "model.safetensors").items()}
+    weights[head] = weights.pop("gpt_neox.embed_out.weight", weights["gpt_neox.embed_in.weight"])
+    for layer in range(2):
+        attention = f"gpt_neox.layers.{layer}.attention"
+        weights[f"{attention}.bias"] = torch.ones(1, 1, 64, 64).tril().bool()
+        weights[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+        weights[f"{attention}.rotary_emb.inv_freq"] = torch.ones(1)
+    weights["gpt_neox.rotary_emb.inv_freq"] = torch.ones(1)
+    pickled = folders.write(tmp_path / "pickled", config)
+    (pickled / "model.safetensors").unlink()
+    torch.save(weights, pickled / "pytorch_model.bin")
+    expected, found = (checkpoints.read(path).network().state_dict() for path in (plain, pickled))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    if not tied:
+        both = {**weights, "embed_out.weight": torch.zeros(300, 32), "lm_head.weight": torch.zeros(300, 32)}
+        torch.save(both, pickled / "pytorch_model.bin")
+        with pytest.raises(ZooError, match=r"both lm_head\.weight and embed_out\.weight, two names of one tensor"):
+            checkpoints.listed(pickled)
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_a_network_is_not_drawn_and_its_file_is_not_written_to(tmp_path, kind):
     """The pages of a file are a weight where it lies in one piece and has the type; to write there is to copy."""
@@ -178,6 +207,35 @@ def test_no_text_is_the_end_whatever_a_normalizer_makes_of_it():
     for text in ("a <|ENDOFTEXT|> b", "a <|endoftext|> b"):
         assert tokenizer.end not in tokenizer.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)) == "a <|endoftext|> b"
+
+
+@pytest.mark.parametrize(
+    ("files", "start", "prefix"),
+    [
+        ({"tokenizer_config.json": {"bos_token": "<s>"}}, 1, 1),
+        ({"tokenizer_config.json": {"bos_token": {"content": "<s>", "special": True}}}, 1, 1),
+        ({"tokenizer_config.json": {"bos_token": None}, "special_tokens_map.json": {"bos_token": "<s>"}}, None, 2),
+        ({"special_tokens_map.json": {"bos_token": "<s>"}}, 1, 1),
+        ({"tokenizer_config.json": {"bos_token": "<of another model>"}}, None, 2),
+        ({}, None, 2),
+    ],
+)
+def test_what_begins_a_document_is_read_as_transformers_does(tmp_path, files, start, prefix):
+    config = {**folders.LLAMA, "vocab_size": 512, "eos_token_id": 2, "bos_token_id": 1}
+    path = folders.write(tmp_path / "llama", config)
+    (path / "tokenizer.json").write_text(pieces.sentencepiece(start=False))
+    for name, content in files.items():
+        (path / name).write_text(json.dumps(content))
+    found = Tokenizer.restore(checkpoints.listed(path).about["tokenizer"])
+    for each in (found, Tokenizer.restore(found.describe()), pickle.loads(pickle.dumps(found))):
+        assert (each.start, each.prefix, each.end, each.encode_prefix()) == (start, prefix, 2, [])
+    (path / "tokenizer.json").write_text(pieces.sentencepiece())
+    found = Tokenizer.restore(checkpoints.listed(path).about["tokenizer"])
+    assert (found.start, found.encode_prefix(), 1 in found.encode("a")) == (1, [1], False)
+    for wrong in ("one", [], float("inf")):
+        with pytest.raises(ZooError, match="description of a tokenizer is damaged"):
+            Tokenizer.restore({**found.describe(), "start": wrong})
+    assert Tokenizer.restore({**found.describe(), "start": 10**9}).start == 1, "no number of this vocabulary"
 
 
 NEOX = {
@@ -380,7 +438,7 @@ def damage(path, how):
         "no json": "config.json is damaged",
         "pickled code": "needs code beyond plain tensors",
         "tokenizer": "tokenizer llama is damaged",
-        "a tokenizer of no text": "tokenizer llama is damaged: UnicodeDecodeError",
+        "a tokenizer of no text": "tokenizer.json is damaged: UnicodeDecodeError",
         "settings": "tokenizer_config.json is damaged: it holds no keys and values",
         "two names": "model.norm.weight with and without model.",
         "a type of numbers": "has norm.weight of the type F8_E4M3, and zoo reads F64",
@@ -388,7 +446,7 @@ def damage(path, how):
         "a shard is missing": "names model-00002-of-00002.safetensors, and it is not there",
         "the index promises": "should hold layers.9.x, and it is not there",
         "the shard holds more": "holds norm.weight, and the index does not say so",
-        "outside": "outside its folder",
+        "outside": "which is no file of weights in its folder",
     }.items(),
 )
 def test_damaged_folders(tmp_path, how, sentence):

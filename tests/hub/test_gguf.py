@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import folders
+import pieces
 
 from zoo import checkpoints
 from zoo.checkpoints.stored import Held, Stored
@@ -315,6 +316,185 @@ def test_sentencepiece_merges_by_score(tmp_path):
     assert found.encode("ab aba") == [tokens.index(token) for token in ("▁ab", "▁ab", "a")]
     assert found.encode("é") == [tokens.index(token) for token in ("▁", "<0xC3>", "<0xA9>")]
     assert found.decode(found.encode("ab é")) == "ab é"
+
+
+HOSTILE = (
+    "The quick brown fox",
+    " one space before the fox",
+    "   three, and  two within, and some behind   ",
+    " ",
+    "    ",
+    "",
+    "\n",
+    " \n\tthe",
+    "naïve Größe 中文 🎉👩‍👩‍👧 é",
+    "▁the ▁▁ of  ▁",
+    "def f(x):\n    return x ** 2\n",
+    "\x00\x7f\u200b\u00a0the\u3000end",
+    "the" * 40,
+)
+
+
+def exported(tmp_path, text, rows=512):
+    """A Llama with a tokenizer, the file that we make of it, its keys, and the tokenizers of both."""
+    config = {**folders.LLAMA, "vocab_size": rows, "eos_token_id": 2, "bos_token_id": 1}
+    folder = folders.write(tmp_path / "folder", config)
+    (folder / "tokenizer.json").write_text(text)
+    source = checkpoints.listed(folder)
+    mine = Tokenizer.restore(source.about["tokenizer"])
+    notes = write(tmp_path / "model.gguf", source, tokenizer=mine)
+    keys = {
+        name.removeprefix("tokenizer.ggml."): field.contents()
+        for name, field in gguf.GGUFReader(tmp_path / "model.gguf").fields.items()
+    }
+    again = Tokenizer.restore(checkpoints.listed(tmp_path / "model.gguf").about["tokenizer"])
+    return mine, again, keys, notes
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("form", ["llama2", "mistral"])
+def test_sentencepiece_is_written(tmp_path, form, prefix, start):
+    """As Llama 2, Mistral and TinyLlama have it, beside the plainest form of SentencePiece's own rule."""
+    text = pieces.sentencepiece(form=form, prefix=prefix, start=start, more=("[INST]", "two  spaces"))
+    mine, again, keys, notes = exported(tmp_path, text)
+    assert (keys["model"], keys["pre"], keys["add_space_prefix"], keys["add_bos_token"]) == (
+        "llama",
+        "default",
+        prefix,
+        start,
+    )
+    assert (keys["eos_token_id"], keys["unknown_token_id"], keys.get("bos_token_id")) == (2, 0, 1 if start else None)
+    count = mine.vocabulary
+    assert [len(keys[name]) for name in ("tokens", "scores", "token_type")] == [512] * 3
+    assert keys["tokens"][count:] == [f"[PAD{number}]" for number in range(count, 512)]
+    assert keys["token_type"][count - 2 :] == [4, 4] + [5] * (512 - count)
+    assert keys["token_type"][:259] == [2, 3, 3] + [6] * 256
+    assert (again.vocabulary, again.end, again.start, again.encode_prefix()) == (count, 2, mine.start, [1] * start)
+    differs = form == "mistral" and prefix
+    assert notes == [vocabulary.SPACES, vocabulary.BEHIND] * differs
+    for each in HOSTILE:
+        ids = again.encode(each)
+        assert ids == pieces.encode_by_scores(each, keys["tokens"], keys["scores"], prefix=prefix), each
+        assert again.decode(ids) == each.replace("▁", " "), "what begins with a space keeps it"
+        if not differs or not each.startswith((" ", "▁")):
+            assert ids == mine.encode(each), each
+    for each in ("a [INST] the two  spaces", "the <s> and </s>", "<unk>"):
+        if not differs:
+            assert again.encode(each) == mine.encode(each)
+        assert prefix or again.decode(again.encode(each)) == each  # else a space is put behind each mark
+
+
+def test_what_llama_cpp_does_otherwise_is_said(tmp_path):
+    text = json.loads(pieces.sentencepiece(form="llama2"))
+    text["added_tokens"][1]["normalized"] = True  # as in the first files of Llama 2
+    assert exported(tmp_path / "a", json.dumps(text))[-1] == [vocabulary.MARKS.format("<s>")]
+    text = json.loads(pieces.sentencepiece())
+    text["pre_tokenizer"]["prepend_scheme"] = "always"
+    assert exported(tmp_path / "b", json.dumps(text))[-1] == [vocabulary.SPACES]
+    assert vocabulary.describe_differences(Tokenizer("bytes")) == []
+
+
+def test_a_text_that_begins_with_a_space_keeps_it(tmp_path):
+    """SentencePiece puts its own space before it; transformers, by Metaspace, does not."""
+    keys = {"scores": [0.0] * 259 + [-1.0, -2.0, -3.0, -4.0], "unknown_token_id": 0}
+    tokens = [*pieces.SPECIAL, *pieces.BYTES, "▁▁", "▁a", "▁", "a"]
+    added = [vocabulary.added(2, "</s>", special=True)]
+
+    def build(**more):
+        return Foreign(
+            "x", json.dumps({**vocabulary.sentences({**keys, **more}, tokens), "added_tokens": added}), end=2
+        )
+
+    names = {number: token for number, token in enumerate(tokens)}
+    for more, expected in (
+        ({}, {"a": "▁a", " a": "▁▁ a", "  a": "▁▁ ▁a", " ": "▁▁", "": "", "a ": "▁a ▁"}),
+        ({"add_space_prefix": False}, {"a": "a", " a": "▁a", "  a": "▁▁ a", " ": "▁"}),
+        ({"remove_extra_whitespaces": True}, {"a": "▁a", "   a   a  ": "▁a ▁a", " ": "", "\n a": "▁ <0x0A> ▁a"}),
+    ):
+        found = build(**more)
+        for text, told in expected.items():
+            assert [names[number] for number in found.encode(text)] == told.split(), (more, text)
+            if "remove_extra_whitespaces" not in more:
+                assert found.decode(found.encode(text)) == text
+
+
+def test_rows_of_the_embedding_without_a_token_are_counted(tmp_path):
+    """llama.cpp takes the number of tokens for that of rows."""
+    _, path = both(tmp_path, folders.LLAMA)
+    reader = gguf.GGUFReader(path)
+    rows = next(tensor.shape[1] for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert (rows, len(tokens), tokens[257:]) == (300, 300, [f"[PAD{number}]" for number in range(257, 300)])
+    again = Tokenizer.restore(checkpoints.listed(path).about["tokenizer"])
+    assert (again.vocabulary, again.decode([65, 299])) == (257, f"{again.decode([65])}\ufffd")
+
+
+def changed(**more):
+    """SentencePiece's tokenizer.json with other keys."""
+    return json.dumps({**json.loads(pieces.sentencepiece(form="llama2")), **more})
+
+
+def with_model(**more):
+    """SentencePiece's tokenizer.json with another model."""
+    return changed(model={**json.loads(pieces.sentencepiece())["model"], **more})
+
+
+LOWERED = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, vocabulary.replaced({"String": " "}, "▁")]}
+WORDS = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
+
+
+def test_the_command_says_what_llama_cpp_does_otherwise(tmp_path, capsys):
+    config = {**folders.LLAMA, "vocab_size": 512, "eos_token_id": 2}
+    for form, told in (("llama2", False), ("mistral", True)):
+        folder = folders.write(tmp_path / form, config)
+        (folder / "tokenizer.json").write_text(pieces.sentencepiece(form=form))
+        status, said = folders.zoo(capsys, "export", folder, "--to", "gguf", "--check", "waves")
+        assert status == 0, said
+        assert ("llama.cpp, as SentencePiece does, puts a space before a text that begins with one" in said) == told
+
+
+UNFIT = {
+    "merges that are not all": (lambda: pieces.sentencepiece(closed=False), "the merges of this one are others"),
+    "another order": (
+        lambda: with_model(merges=json.loads(pieces.sentencepiece())["model"]["merges"][::-1]),
+        None,  # by which the last are the best: scores say so too
+    ),
+    "a normalizer": (lambda: changed(normalizer=LOWERED), "this one splits or changes text before"),
+    "words only": (lambda: changed(normalizer=None, pre_tokenizer=WORDS), "has tokens of several words, and splits"),
+    "dropout": (lambda: with_model(dropout=0.1), "this one is no such BPE"),
+    "whole words first": (lambda: with_model(ignore_merges=True), "this one is no such BPE"),
+    "marks": (lambda: with_model(end_of_word_suffix="</w>"), "marks the parts of words"),
+    "no byte": (
+        lambda: with_model(
+            vocab={t: n for t, n in json.loads(pieces.sentencepiece())["model"]["vocab"].items() if t != "<0x0A>"}
+        ),
+        "has no token <0x0A>",
+    ),
+    "spaces around": (
+        lambda: changed(added_tokens=[pieces.added(n, t, lstrip=n == 1) for n, t in enumerate(pieces.SPECIAL)]),
+        "finds <s> with the spaces around it",
+    ),
+    "two before a text": (
+        lambda: pieces.sentencepiece().replace(
+            '"single": [', '"single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, ', 1
+        ),
+        "puts 2 tokens before a text",
+    ),
+    "WordPiece": (lambda: pieces.words("wordpiece"), "is not one that a GGUF file can name"),
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_what_no_score_describes_is_refused(tmp_path, unfit):
+    text, message = UNFIT[unfit]
+    tokenizer = Foreign("mine", text())
+    if message is None:
+        vocabulary.described(tokenizer)
+        return
+    with pytest.raises(ZooError, match=message) as error:
+        vocabulary.described(tokenizer)
+    assert "mine" in str(error.value)
 
 
 BAD = {

@@ -223,6 +223,17 @@ def test_resonance_has_whole_periods():
             torch.testing.assert_close(periods, periods.round(), rtol=1e-12, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["NTK", "YaRN", "Llama3", "DynamicNTK", "LongRoPE", "ABF"])
+def test_far_out_the_same_float32_frequencies_are_multiplied_in_float64(shape, name):
+    rope = RoPE(shape(), extension=partial(ALL[name], factor=4.0))
+    for extent in (131_072, 131_073):
+        frequencies, gain = rope.request(extent)
+        assert frequencies.dtype == torch.float32
+        angle = (extent - 1) * (frequencies.double() if extent > 131_072 else frequencies)
+        rotation = rope.turn(torch.full((1, 1), extent - 1.0), extent)
+        assert torch.equal(rotation.cos.flatten(), angle.cos().float().flatten() * gain)
+
+
 def test_few_waves_are_not_rounded_and_many_are():
     for width, cut in ((32, False), (34, True)):
         series = Series(base=1e4, width=width, length=1024)

@@ -1,6 +1,7 @@
 """ZeRO on CPU processes by DeepSpeed itself: the numbers of one process, whole checkpoints, runs that go on."""
 
 import json
+import pickle
 import random
 import shutil
 import sys
@@ -392,3 +393,28 @@ def test_settings_of_deepspeed_are_merged_key_by_key():
     ours = {"a": {"b": 1, "c": 2}, "d": 3}
     assert merged(ours, {"a": {"b": 4}, "e": 5}) == {"a": {"b": 4, "c": 2}, "d": 3, "e": 5}
     assert ours == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+class Runs:
+    """What a pickle can do to whoever opens it."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+@deepspeed
+def test_deepspeed_itself_runs_nothing_that_is_in_a_file(tmp_path, monkeypatch):
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    from zoo.scale.quirks import weights_only_loads
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"code": Runs()}, "bad.pt")
+    torch.save({"stage": ZeroStageEnum(2), "rows": [torch.ones(2)]}, "good.pt")
+    with weights_only_loads():
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load("bad.pt", weights_only=False)
+        assert torch.load("good.pt", weights_only=False)["stage"] == ZeroStageEnum(2)
+    assert not Path("ran").exists()
+    torch.load("bad.pt", weights_only=False)
+    assert Path("ran").exists()

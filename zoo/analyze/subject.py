@@ -14,6 +14,7 @@ from zoo.arguments import place
 from zoo.checkpoints import Checkpoint
 from zoo.checkpoints.names import names
 from zoo.data import Images
+from zoo.data.section import own_module, plain_arguments, refuse_sources, stored_section
 from zoo.data.tokenizer import Tokenizer
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
@@ -86,7 +87,7 @@ def text(found: list[Checkpoint], files: list[str] | None, length: int) -> tuple
         if "tokenizer" not in checkpoint.about:
             raise ZooError(f"{checkpoint.path} holds no tokenizer, so that it cannot be given text to read.")
     tokenizers = [Tokenizer.restore(checkpoint.about["tokenizer"]) for checkpoint in found]
-    source = texts.named(files) if files else texts.held_out(found[0].about)
+    source = texts.chosen(files, found[0].about) if files else texts.held_out(found[0].about)
     try:
         long, _ = source.long(tokenizers, length, EXAMPLES)
     except ZooError as error:
@@ -101,14 +102,15 @@ def pictures(
 
     They have the size that the first model was trained at, or are squares of `side` pixels.
     """
-    stored = checkpoint.about.get("asked", {}).get("data", {})
-    known = dict(stored.get("init_args", {})) if str(stored.get("class_path", "")).startswith("zoo.data") else {}
+    stored = stored_section(checkpoint.about)
+    known = plain_arguments(stored, Images, checkpoint.path) if own_module(stored) is Images else {}
     if files is not None:
         if len(files) > 1:
             raise ZooError("Images come from one folder, which holds a folder per class. Give --files one name.")
         known |= {"files": files[0], "dataset": None, "subset": None}
     elif stored and not known:
         raise ZooError(f"{checkpoint.path} was trained on data of another program. Try:  --files FOLDER of images")
+    refuse_sources({} if files is not None else known, checkpoint.path)
     height, width = (tokens * models[0].patch for tokens in models[0].grid)
     if height != width and side is not None:
         raise ZooError(f"--length is the side of square images, and this model reads {height} x {width} pixels.")

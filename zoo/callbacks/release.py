@@ -109,7 +109,7 @@ class Release(Callback):
             state = {name: state.get(name, each) for name, each in adapted.summed(stored, about, path).items()}
         folder.write(path, about, state, card(about, figures, task, trainer))
         lines = [f"{name} {value:.4g}" for name, value in figures.items()]
-        lines += [f"averaged weights ({task.averaged['by']})"] if task.averaged is not None else []
+        lines += [averaged] if (averaged := checkpoints.describe_averaging(about)) else []
         print(f"\n{', '.join(lines)}\n")
         if isinstance(task, LanguageModel) and self.tokens:
             print(f"A sample, from {self.prompt!r} on:\n\n{self.sample(task, trainer)}\n")
@@ -122,11 +122,12 @@ class Release(Callback):
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         network = cast(Decoder, task.network).eval()
         device = network.embedding.weight.device  # not always that of the run
-        prompt = torch.tensor([tokenizer.encode(self.prompt)], device=device)
+        ids = tokenizer.encode(self.prompt)
+        prompt = torch.tensor([ids], device=device)
         count = min(self.tokens, max(task.length - prompt.shape[1], 1))
         with torch.compiler.set_stance("force_eager"):  # a graph for each length would take longer than the sample
-            new = [int(ids) for ids in stream(network, prompt, count, seed=0, end=tokenizer.end)]
-        return self.prompt + tokenizer.decode([i for i in new if i != tokenizer.end])
+            new = [int(step) for step in stream(network, prompt, count, seed=0, end=tokenizer.end)]
+        return self.prompt + tokenizer.decode_continuation(ids, [number for number in new if number != tokenizer.end])
 
 
 @contextmanager
@@ -164,8 +165,8 @@ def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: 
     trained, kind = about["trained"], about["network"]["class_path"].rpartition(".")[2]
     adapter = f" by {trained['adapter']['method']}" if "adapter" in trained else ""
     chain = (about.get("extended") or {}).get("chain") or []
-    if averaged := trained.get("averaged"):
-        adapter += f" (averaged weights: {averaged['by']}, {averaged['updates']} updates)"
+    if averaged := checkpoints.describe_averaging(about):
+        adapter += f", {averaged},"
     further = f", extended to {short(chain[-1]['to'])} by {chain[-1]['method']}" if chain else ""
     return f"""# A zoo checkpoint: {kind} with {network["position"]["class_path"]}{further}
 

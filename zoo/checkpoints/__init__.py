@@ -5,9 +5,10 @@ Reading never runs pickled code, and never leaves half a file behind. `read` giv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from zoo.checkpoints import folder, lightning, zero
 from zoo.checkpoints.description import (
@@ -17,13 +18,16 @@ from zoo.checkpoints.description import (
     Checkpoint,
     build,
     callable_of,
+    check_installed,
     describe,
+    describe_averaging,
     fill,
     owners,
-    sound,
 )
-from zoo.checkpoints.stored import Listing
+from zoo.checkpoints.stored import Listing, Weights
 from zoo.errors import ZooError
+from zoo.hub.files import check_links
+from zoo.limits import check_schema, check_sizes, escape_description, reporting_damage
 
 __all__ = [
     "FORMAT",
@@ -33,7 +37,10 @@ __all__ = [
     "Listing",
     "build",
     "callable_of",
+    "check_installed",
+    "checked",
     "describe",
+    "describe_averaging",
     "fill",
     "listed",
     "owners",
@@ -45,14 +52,16 @@ Found = TypeVar("Found", Checkpoint, Listing)
 
 def read(path: str | Path) -> Checkpoint:
     """A checkpoint of any known format; a sentence where the path holds none."""
-    found: Checkpoint = form(Path(path)).read(Path(path))
-    return known(found)
+    with reporting_damage(path):
+        found: Checkpoint = form(Path(path)).read(Path(path))
+        return known(found)
 
 
 def listed(path: str | Path) -> Listing:
     """A checkpoint of any known format, its weights left where they are; a sentence where the path holds none."""
-    found: Listing = form(Path(path)).listed(Path(path))
-    return known(found)
+    with reporting_damage(path):
+        found: Listing = form(Path(path)).listed(Path(path))
+        return known(found)
 
 
 def form(path: Path) -> ModuleType:
@@ -65,6 +74,7 @@ def form(path: Path) -> ModuleType:
         from zoo.hub import gguf
 
         return gguf
+    check_links(path)
     if zero.holds(path):
         return zero
     from zoo.hub import folder as hub
@@ -73,11 +83,31 @@ def form(path: Path) -> ModuleType:
 
 
 def known(found: Found) -> Found:
-    """`found`, unless a later version wrote it or its description has not the shape of one."""
-    sound(found.about, found.path)
-    if found.about.get("format", 0) > FORMAT:
+    """`found`, with its description checked against its weights."""
+    weights = found.weights.stored if isinstance(found.weights, Weights) else found.weights
+    found.about = checked(found.about, [each.shape for each in weights.values()], found.path)
+    return found
+
+
+def checked(about: Any, shapes: Sequence[Sequence[int]], path: Path) -> dict[str, Any]:
+    """The description of a checkpoint, its words without what steers a terminal.
+
+    Args:
+        about: As the file has it.
+        shapes: Of the weights of its network.
+        path: The file.
+
+    Raises ZooError where a later version wrote it, where it has not the shape of a description, or where it declares
+    more than the weights hold.
+    """
+    if not isinstance(about, dict):
+        raise ZooError(f"{path} is damaged: its description is no mapping.")
+    found: dict[str, Any] = escape_description(about, path)
+    check_schema(found, path)
+    if found.get("format", 0) > FORMAT:
         raise ZooError(
-            f"{found.path} was written by a newer zoo (format {found.about['format']}). "
-            "Try:  pip install -U positionzoo"
+            f"{path} was written by a newer zoo (format {found['format']}). Try:  pip install -U positionzoo"
         )
+    if "network" in found:
+        check_sizes(found["network"], shapes, path)
     return found

@@ -52,6 +52,7 @@ def load(path: Path, allowed: Sequence[tuple[type, str]] = (), **options: Any) -
         allowed: Classes beyond torch's own that may stand in it, by the names that they have there.
         options: For torch.load: where the tensors are to be.
     """
+    check_archive(path)
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, weights_only=True, **options)
@@ -62,9 +63,28 @@ def load(path: Path, allowed: Sequence[tuple[type, str]] = (), **options: Any) -
             f"{path} was not opened: it is damaged, is no checkpoint, or needs code beyond plain tensors and "
             f"containers ({culprit.strip()[:160]})."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError, TypeError, AttributeError) as error:
+    except (ZooError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged pickle makes torch stumble over
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise ZooError(f"{path} is truncated or is not a checkpoint ({reason}).") from None
+
+
+def check_archive(path: Path) -> None:
+    """Raise ZooError where a file is no archive of torch.save as it is written: each record whole, none compressed.
+
+    torch reads the bytes of a compressed record as if they were the numbers, and unpacks a compressed pickle whole.
+    """
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise ZooError(f"{path} is damaged: its record {info.filename[:80]} is compressed.")
+                if info.file_size != info.compress_size or info.header_offset + info.file_size > size:
+                    raise ZooError(f"{path} is truncated: its record {info.filename[:80]} is longer than the file.")
+    except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError, OverflowError) as error:
+        raise ZooError(f"{path} is truncated or is not a checkpoint ({error}).") from None
 
 
 class Archive:
@@ -82,15 +102,30 @@ class Archive:
 
     def stored(self, tensor: Tensor) -> Stored:
         """Where a tensor of the content lies; one that is not laid out row by row is read."""
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_quantized:
+            raise ZooError(f"{self.path} is damaged: a weight is {kind_of(tensor)}, and weights are dense tensors.")
         storage = tensor.untyped_storage()
         start = getattr(storage, "_checkpoint_offset", None)
         if start is None or self.records.get(start, -1) < storage.nbytes():
             raise ZooError(f"{self.path} is damaged: a weight does not lie where the file says.")
+        last = tensor.storage_offset() + sum(
+            (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+        elements = storage.nbytes() // tensor.itemsize
+        if tensor.numel() and (tensor.numel() > elements or not 0 <= last < elements):
+            raise ZooError(f"{self.path} is damaged: a weight of {tensor.numel()} numbers lies in {elements} of them.")
         if tensor.is_contiguous():
             first, size = start + tensor.storage_offset() * tensor.itemsize, tensor.numel() * tensor.itemsize
             return Stored(tensor.dtype, tuple(tensor.shape), (Run(self.path, first, size),))
         whole = Stored(torch.uint8, (storage.nbytes(),), (Run(self.path, start, storage.nbytes()),)).tensor()
         return Stored.of(whole.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
+
+
+def kind_of(value: Any) -> str:
+    """What stands in the place of a weight, for a message."""
+    if not isinstance(value, Tensor):
+        return f"a value of the type {type(value).__name__}"
+    return "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
 
 
 def records(path: Path) -> dict[int, int]:

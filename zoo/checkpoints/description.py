@@ -14,20 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo import plugins
 from zoo.checkpoints.stored import Stored, Weights
-from zoo.errors import ZooError, listing
+from zoo.errors import ZooError
+from zoo.limits import reporting_damage
 from zoo.matrix import taken, unfit
 from zoo.position import PositionEncoding
+from zoo.trunk import Trunk
+from zoo.values import DEPTH, check_arguments
 
 SLOTS = {"position": "zoo.positions", "kernel": "zoo.kernels"}
 """Arguments of a network that are plugins, and their groups."""
 NESTED = {"extension": "zoo.extensions"}
 """Arguments of plugins that are plugins, and their groups."""
 FORMAT = 1
+NETWORKS = ("zoo.decoder.Decoder", "zoo.vit.ViT")
+"""The networks that a description may name."""
 
 
 @dataclass
@@ -46,20 +52,37 @@ class Checkpoint:
 
     def network(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
-        for key, (group, distribution) in self.about.get("plugins", {}).items():
-            name = key.rpartition(":")[2]
-            if name not in plugins.names(group):
-                raise ZooError(
-                    f"{self.path} needs the {plugins.GROUPS[group]} {name} of {distribution}, which is not installed. "
-                    f"Try:  pip install {distribution.split()[0]}"
-                )
-        try:
+        check_installed(self.about, self.path)
+        with reporting_damage(self.path, ": it does not describe a network"):
+            self.compare_shapes()
             with undrawn():
                 model = build(self.about["network"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ZooError(f"{self.path} is damaged: it does not describe a network ({error}).") from None
         fill(model, self.weights, self.path, mapped=True)
         return model.eval()
+
+    def compare_shapes(self) -> None:
+        """Raise ZooError where the weights are those of another network, before memory is allocated for it."""
+        try:
+            with torch.device("meta"):
+                shapes = {name: value.shape for name, value in build(self.about["network"]).state_dict().items()}
+        except (RuntimeError, NotImplementedError):
+            return  # of a plugin that cannot be built without memory; `fill` compares again
+        stored = self.weights.stored if isinstance(self.weights, Weights) else self.weights
+        report_misfits(shapes, {name: each.shape for name, each in stored.items()}, self.path)
+
+
+def check_installed(about: Mapping[str, Any], path: object) -> None:
+    """Raise ZooError where a description records a plugin that is not installed; it names the distribution."""
+    recorded = about.get("plugins")
+    for key, owner in recorded.items() if isinstance(recorded, Mapping) else ():
+        if not isinstance(owner, list | tuple) or len(owner) != 2 or owner[0] not in plugins.GROUPS:
+            raise ZooError(f"{path} is damaged: what it says under plugins is not what a checkpoint says there.")
+        (group, distribution), name = owner, str(key).rpartition(":")[2]
+        if name not in plugins.names(group):
+            raise ZooError(
+                f"{path} needs the {plugins.GROUPS[group]} {name}, which is not installed. It was written with the "
+                f"one of the distribution {distribution}: install that, if you trust it."
+            )
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str, *, mapped: bool = False) -> None:
@@ -72,22 +95,38 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path | str, *, m
         mapped: Parameters may be the pages of a file, which are read when they are used, and copied when written to.
     """
     own, parameters = model.state_dict(), dict(model.named_parameters(remove_duplicate=False))
-    wrong = [f"{name} is missing there" for name in own if name not in weights]
-    wrong += [f"{name} has no place here" for name in weights if name not in own]
+    stored = weights.stored if isinstance(weights, Weights) else weights
+    shapes = {name: each.shape for name, each in stored.items()}
+    report_misfits({name: value.shape for name, value in own.items()}, shapes, path)
     places: dict[tuple[int, int, int], str] = {}
-    for name, mine in own.items() if not wrong else ():
+    for name, mine in own.items():
         place = mine.untyped_storage()._cdata, int(mine.storage_offset()), mine.numel()
         if places.setdefault(place, name) != name:
             continue  # tied: it has been filled under another name
         theirs = weights.stored[name] if isinstance(weights, Weights) else weights[name]
-        if theirs.shape != mine.shape:
-            wrong.append(f"{name} is {list(theirs.shape)} there and {list(mine.shape)} here")
-        elif not isinstance(theirs, Stored):
+        if not isinstance(theirs, Stored):
             mine.copy_(theirs)
         elif mapped and theirs.dtype == mine.dtype and name in parameters and (lying := theirs.mapped()) is not None:
             parameters[name].data = lying
         else:
             theirs.into(mine)
+
+
+def report_misfits(here: Mapping[str, Any], there: Mapping[str, Any], path: Path | str) -> None:
+    """Raise ZooError where the weights of a file are not those of a network, by name and shape.
+
+    Args:
+        here: Shapes of the network's weights.
+        there: Shapes of the file's.
+        path: The file, for the message.
+    """
+    wrong = [f"{name} is missing there" for name in here if name not in there]
+    wrong += [f"{name} has no place here" for name in there if name not in here]
+    wrong += [
+        f"{name} is {list(there[name])} there and {list(shape)} here"
+        for name, shape in here.items()
+        if name in there and tuple(there[name]) != tuple(shape)
+    ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ZooError(f"{path} belongs to another model: {'; '.join(wrong[:3])}{more}.")
@@ -107,43 +146,49 @@ class undrawn(TorchFunctionMode):  # noqa: N801 - it is used as a function is
         return func(*args, **kwargs)
 
 
-def sound(about: Mapping[str, Any], path: Path | str) -> None:
-    """Raise ZooError where a description has not the shape of one."""
-    asked, extended = about.get("asked") or {}, about.get("extended") or {"chain": [{"method": "", "to": 0}]}
-    model = (asked.get("model") or {}) if isinstance(asked, Mapping) else None
-    chain = extended.get("chain") if isinstance(extended, Mapping) else None
-    shapes = {
-        "format": isinstance(about.get("format", 0), int),
-        "trained": isinstance(about.get("trained") or {}, Mapping),
-        "asked": isinstance(model, Mapping) and isinstance(model.get("init_args") or {}, Mapping),
-        "extended": isinstance(chain, list)
-        and bool(chain)
-        and all(isinstance(link, Mapping) and {"method", "to"} <= link.keys() for link in chain),
-    }
-    if wrong := [name for name, fine in shapes.items() if not fine]:
-        raise ZooError(f"{path} is damaged: what it says under {listing(wrong)} is not what a checkpoint says there.")
+def describe_averaging(about: Mapping[str, Any]) -> str:
+    """By which callback a checkpoint's weights were averaged, as a clause; empty where they are those of one step."""
+    trained = about.get("trained")
+    averaged = trained.get("averaged") if isinstance(trained, Mapping) else None
+    if not isinstance(averaged, Mapping):
+        return ""
+    return f"averaged weights ({averaged.get('by')}, {averaged.get('updates')} updates)"
 
 
 def build(node: Mapping[str, Any]) -> nn.Module:
-    """The network of a description, with fresh weights."""
-    arguments = dict(node["init_args"])
+    """The network of a description, with fresh weights.
+
+    Raises ZooError where it is none of zoo's, where a plugin is not installed, or where an argument is no plain value
+    of its type.
+    """
+    path, arguments = node["class_path"], dict(node["init_args"])
+    if path not in NETWORKS:
+        raise ZooError(f"The checkpoint's network {path} is none of zoo's.")
+    module, _, name = path.rpartition(".")
+    network = getattr(importlib.import_module(module), name)
+    check_arguments(arguments, (network, Trunk), f"The description of the {name}", SLOTS)
     for slot, group in SLOTS.items():
         if isinstance(arguments.get(slot), Mapping):
             arguments[slot] = callable_of(arguments[slot], group)
-    module, _, name = node["class_path"].rpartition(".")
-    if module not in ("zoo.decoder", "zoo.vit"):
-        raise ZooError(f"The checkpoint's network {node['class_path']} is none of zoo's.")
-    return getattr(importlib.import_module(module), name)(**arguments)
+    found: nn.Module = network(**arguments)
+    return found
 
 
-def callable_of(node: Mapping[str, Any], group: str) -> Callable[..., Any]:
-    """A plugin's description as something to call with a geometry, or with what its group is built from."""
-    owner, arguments = plugins.load(group, node["class_path"]), dict(node.get("init_args") or {})
+def callable_of(node: Mapping[str, Any], group: str, depth: int = 1) -> Callable[..., Any]:
+    """A plugin's description as something to call with a geometry, or with what its group is built from.
+
+    The class is that of an installed plugin, and its arguments are plain values or descriptions of plugins.
+    """
+    name = node["class_path"]
+    owner, arguments = plugins.load(group, name), dict(node.get("init_args") or {})
+    if depth > DEPTH:
+        raise ZooError(f"The description of {name} stands in more than {DEPTH} other plugins.")
+    check_arguments(arguments, (owner,), f"The description of {name}", NESTED)
     for slot, inner in NESTED.items():
         if isinstance(asked := arguments.get(slot), Mapping):
             if not issubclass(plugins.load(inner, asked["class_path"]), taken(owner)):
                 raise ZooError(unfit(owner, asked["class_path"]))
-            arguments[slot] = callable_of(asked, inner)
+            arguments[slot] = callable_of(asked, inner, depth + 1)
     return functools.partial(owner, **arguments)
 
 

@@ -4,10 +4,12 @@ It is what a person publishes: README.md is the card. Tied weights are stored on
 one by changing a few weights keeps that one's model.safetensors as it is, often the very file; what is new or replaced
 lies in position.safetensors, which the config names under `added`, and under `dropped` the weights that are no more.
 One that was made of a folder of Hugging Face's keeps all of that in `hub/`, in the place of model.safetensors.
+The config records the SHA-256 of each file of weights, made while it is written; only `zoo check FOLDER` compares it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -29,6 +31,8 @@ from zoo.hub import tokenizers
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.yaml", "model.safetensors", "tokenizer.json", "README.md"
 HUB = "hub"
 """A folder of Hugging Face's, whose weights take the place of that file."""
+UNRECORDED = "not recorded"
+"""What stands for the checksum of a file whose bytes did not go by when it was linked."""
 ADDED = "position.safetensors"
 """Weights that are not in the other file, or take the place of some that are."""
 
@@ -71,6 +75,7 @@ def combined(about: dict[str, Any], first: dict[str, Any], second: Mapping[str, 
     """The weights of both files by name; takes out of the description what it says of files."""
     found = first | {same: first[name] for same, name in about.pop("tied", {}).items()} | dict(second or {})
     about.pop("added", None)
+    about.pop("checksums", None)
     for name in about.pop("dropped", []):
         found.pop(name, None)
     return found
@@ -113,9 +118,39 @@ def write(path: str | Path, about: Mapping[str, Any], weights: Mapping[str, Tens
         else:
             kept[name] = stored
     beside = path / f".{WEIGHTS}.part"
-    pack(beside, kept)
+    checksum = pack(beside, kept)
     os.replace(beside, path / WEIGHTS)
-    describe(path, {**about, "tied": tied}, card)
+    describe(path, {**about, "tied": tied, "checksums": {WEIGHTS: checksum}}, card)
+
+
+def recorded_checksums(path: Path) -> dict[str, str]:
+    """The SHA-256 that a folder records of its files of weights, by name; those of old and foreign folders are none."""
+    if not (path / CONFIG).is_file():
+        return {}
+    found = said(path).get("checksums")
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def compare_checksums(path: Path) -> dict[str, str]:
+    """Read the weights of a folder, and say of each of its files: "same", "different" or "not recorded".
+
+    Raises ZooError where the path holds no folder with weights.
+    """
+    recorded, own = recorded_checksums(path), (path / CONFIG).is_file()
+    whole = path if not own else path / HUB
+    found = [path / name for name in (WEIGHTS, ADDED) if own and (path / name).is_file()]
+    found += [file for file in hub.weight_files(whole) if file.suffix in hub.SUFFIXES] if whole.is_dir() else []
+    if not found:
+        raise ZooError(f"{path} holds no weights.")
+    told = {}
+    for file in found:
+        name = str(file.relative_to(path))
+        if recorded.get(name, UNRECORDED) == UNRECORDED:
+            told[name] = UNRECORDED
+            continue
+        with file.open("rb") as opened:
+            told[name] = "same" if hashlib.file_digest(opened, "sha256").hexdigest() == recorded[name] else "different"
+    return told
 
 
 def place(value: Tensor | Stored) -> Any:

@@ -37,6 +37,12 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
     """The content, if it is that of a training checkpoint."""
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ZooError(f"{path} is not a training checkpoint: it has no state_dict.")
+    for name, weight in content["state_dict"].items():
+        if not isinstance(weight, torch.Tensor) or weight.layout is not torch.strided or weight.is_quantized:
+            raise ZooError(
+                f"{path} is damaged: its weight {str(name)[:80]} is {archive.kind_of(weight)}, and weights are dense "
+                "tensors."
+            )
     return content
 
 

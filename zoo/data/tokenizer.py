@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ import tiktoken
 import tiktoken.load
 
 from zoo.errors import ZooError, listing, near
+from zoo.limits import unpack
 
 END = "<|endoftext|>"
 KINDS = {"tokenizers": "zoo.hub.foreign"}
@@ -44,13 +45,17 @@ class Tokenizer:
         pattern: how text is split into words before merging, where ranks are given.
     """
 
+    start: int | None = None
+    """What begins a document, where there is such a token; ours have none."""
+
     def __init__(self, name: str, ranks: dict[bytes, int] | None = None, pattern: str = PATTERN) -> None:
         self.name, self.ranks, self.pattern = name, ranks, pattern
         self.encoding: tiktoken.Encoding | None = None
         if ranks is not None:
             self.end = max(ranks.values()) + 1
             special = {END: self.end}
-            self.encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+            with _telling_panics(name):
+                self.encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
             self.vocabulary = self.end + 1
         elif name == "bytes":
             self.end, self.vocabulary = 256, 257
@@ -62,11 +67,41 @@ class Tokenizer:
         """The numbers of a text, without an end."""
         if self.encoding is None:
             return list(text.encode(errors="replace"))
-        return self.encoding.encode_ordinary(text)
+        with _telling_panics(self.name):
+            return self.encoding.encode_ordinary(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the numbers; what is no text, or no number of this vocabulary, becomes U+FFFD."""
         return b"".join(map(self._bytes, ids)).decode(errors="replace")
+
+    def decode_continuation(self, prompt: Sequence[int], ids: Iterable[int], *, special: bool = True) -> str:
+        """The text that `ids` add to a prompt: the end of the text that all of them have together.
+
+        Args:
+            prompt: The ids before them.
+            ids: The ids to decode.
+            special: Whether special tokens among them, and numbers without a token, are written out or left out.
+        """
+        continuation = Continuation(self, prompt)
+        parts = [continuation.add(number) for number in ids if special or not self.is_special(number)]
+        return "".join([*parts, continuation.finish()])
+
+    @property
+    def prefix(self) -> int:
+        """What stands before the first token of a text that is scored: the start, else the end of a document."""
+        return self.end if self.start is None else self.start
+
+    def encode_prefix(self) -> list[int]:
+        """The numbers that the tokenizer itself puts before every text, as in transformers: none in ours."""
+        return []
+
+    def is_special(self, number: int) -> bool:
+        """Whether a number is no text: a mark, such as the end of a document, or no number of this vocabulary."""
+        return number == self.end or not 0 <= number < self.vocabulary
+
+    def is_open(self, number: int) -> bool:
+        """Whether the text of the numbers before, this one included, may change when another follows."""
+        return False
 
     def sizes(self, ids: Iterable[int]) -> list[int]:
         """How many bytes of text each number stands for."""
@@ -96,8 +131,10 @@ class Tokenizer:
             name, packed = description["name"], description.get("ranks")
             if packed is None:
                 return cls(name)
-            return cls(name, _parse(zlib.decompress(base64.b64decode(packed))), description["pattern"])
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            return cls(name, _parse(unpack(base64.b64decode(packed), "The stored tokenizer")), description["pattern"])
+        except ZooError:
+            raise
+        except Exception as error:  # whatever tiktoken makes of it
             raise ZooError(f"The stored description of a tokenizer is damaged: {error}.") from error
 
     @property
@@ -117,6 +154,51 @@ class Tokenizer:
         """Write the ranks as a .tiktoken file, whole or not at all."""
         assert self.ranks is not None
         _put(path, _write(self.ranks))
+
+
+class Continuation:
+    """The text that new ids add to a prompt, piece by piece; the pieces are the end of what decoding all of them gives.
+
+    By itself an id may have another text: SentencePiece's first one loses its space, and a character may be spread over
+    several. So a few ids before are decoded too, and what a further id may still change is held back.
+
+    Args:
+        tokenizer: Whose ids they are.
+        prompt: The ids before them, the whole of a text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.ids, self.given = list(prompt), 0
+        self._advance()
+
+    def add(self, number: int) -> str:
+        """The text that is certain with one more id: none in the middle of a character."""
+        self.ids.append(number)
+        if self.tokenizer.is_open(number):
+            return ""
+        text = self.pending()
+        if text.endswith("\ufffd"):  # perhaps the beginning of a character
+            self.given += len(text) - 1
+            return text[:-1]
+        self._advance()
+        return text
+
+    def pending(self) -> str:
+        """The text of the ids so far that has not been given out."""
+        return self.tokenizer.decode(self.ids)[self.given :]
+
+    def finish(self) -> str:
+        """The rest, where no more ids come."""
+        text = self.pending()
+        self._advance()
+        return text
+
+    def _advance(self) -> None:
+        """Keep the last ids only, from one on whose text does not depend on those before it."""
+        last = next((n for n in range(len(self.ids) - 1, 0, -1) if not self.tokenizer.is_open(self.ids[n])), 0)
+        self.ids = self.ids[last:]
+        self.given = len(self.tokenizer.decode(self.ids))
 
 
 def load(name: str) -> Tokenizer:
@@ -216,6 +298,20 @@ def _parse(content: bytes) -> dict[bytes, int]:
 def _named(name: str) -> tiktoken.Encoding:
     with _careful(name):
         return tiktoken.get_encoding(name)
+
+
+@contextmanager
+def _telling_panics(name: str) -> Iterator[None]:
+    """Say in a sentence what tiktoken ends with, which is no Exception where its compiled part gives up."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ZooError(
+            f"The tokenizer {name} is damaged, or its pattern does not end on this text: {reason}."
+        ) from None
 
 
 _patching = threading.Lock()

@@ -121,7 +121,9 @@ class Evaluation:
             read = checkpoints.read(evaluator)
             self.evaluator = Reader(read, names([evaluator])[0], self.subjects[0].device)
             about_evaluator = {"evaluator": f"{self.evaluator.name}, {digest(read)}"}
-        source = files if isinstance(files, Documents) else texts.named(files) if files else texts.held_out(about)
+        source = (
+            files if isinstance(files, Documents) else texts.chosen(files, about) if files else texts.held_out(about)
+        )
         readers = [*self.subjects, *([self.evaluator] if self.evaluator else [])]
         tokenizers = list({reader.tokenizer.digest: reader.tokenizer for reader in readers}.values())
         long, short = source.long(tokenizers, max(self.setting.lengths), documents) if losses else ([], 0)
@@ -196,6 +198,7 @@ def described(checkpoint: checkpoints.Checkpoint, subject: Reader | Viewer) -> d
         **further(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": checkpoint.about.get("trained", {}).get("steps"),
+        **({"weights": averaged} if (averaged := checkpoints.describe_averaging(checkpoint.about)) else {}),
     }
 
 

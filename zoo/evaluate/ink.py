@@ -29,7 +29,6 @@ LOOK: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "svg.fonttype": "none",
     "svg.hashsalt": "zoo",
-    "text.parse_math": False,
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
 }

@@ -62,8 +62,8 @@ def perplexity(reader: Reader, length: int, setting: Setting) -> dict[str, Any]:
     - sliding: windows that advance by `stride`; a token is scored in the first window that holds it.
     - huggingface: the same windows and losses as the loop in transformers' documentation, which weighs the mean of a
       window by one token less than it has.
-    - yarn: the end token stands before every window, which is one token shorter; the mean of the windows' means
-      (Peng et al. 2023, arXiv:2309.00071, their code).
+    - yarn: the token that begins a document stands before every window, or the one that ends it where there is none;
+      the window is one token shorter; the mean of the windows' means (Peng et al. 2023, arXiv:2309.00071, their code).
     """
     kind, texts = setting.windowing, excerpts(reader, setting)
     stride = setting.stride or {"fixed": length, "yarn": min(256, length - 1)}.get(kind, max(length // 2, 1))
@@ -77,7 +77,7 @@ def perplexity(reader: Reader, length: int, setting: Setting) -> dict[str, Any]:
                 continue
             piece = text[start:end]
             if kind == "yarn":
-                piece = torch.cat((torch.tensor([reader.tokenizer.end]), piece))
+                piece = torch.cat((torch.tensor([reader.tokenizer.prefix]), piece))
             if len(piece) < 2:
                 continue
             pieces.append(piece)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.cache import Cache
 from zoo.checkpoints import Checkpoint
-from zoo.data.tokenizer import Tokenizer
+from zoo.data.tokenizer import Continuation, Tokenizer
 from zoo.decoder import Decoder
 from zoo.errors import Unfit, ZooError
 from zoo.loss import surprises
@@ -80,13 +80,23 @@ class Reader:
         return found.cpu()
 
     @torch.inference_mode()
-    def answer(self, prompt: list[int], tokens: int, *, stop: Callable[[str], bool] | None = None) -> str:
+    def answer(
+        self,
+        prompt: list[int],
+        tokens: int,
+        *,
+        stop: Callable[[str], bool] | None = None,
+        context: list[int] | None = None,
+        special: bool = True,
+    ) -> str:
         """What it says greedily after a prompt.
 
         Args:
             prompt: Ids, at least one.
             tokens: How many to add at most; fewer where the tokenizer's end comes.
             stop: Asked after each token with the text so far; true ends the answer.
+            context: Ids of the prompt that are text, which the answer continues (default: all).
+            special: Whether special tokens in the answer are written out.
         """
         if not prompt:
             raise Unfit("An empty prompt cannot be answered.")
@@ -97,14 +107,18 @@ class Reader:
         for part in ids.split(CHUNK, 1):
             hidden = self.model.hidden(part, cache=cache)
         said: list[int] = []
+        known = prompt if context is None else context
+        continuation, text = Continuation(self.tokenizer, known), ""
         while True:
             logits = self.model.head(hidden[:, -1])
             if logits.isnan().any():
                 raise Unfit(f"The model computes logits that are no numbers after {len(prompt) + len(said)} tokens.")
-            said.append(int(logits.argmax(-1)))
-            if said[-1] == self.tokenizer.end:
-                return self.tokenizer.decode(said[:-1])
-            text = self.tokenizer.decode(said)
-            if len(said) == tokens or (stop is not None and stop(text)):
-                return text
+            number = int(logits.argmax(-1))
+            if number == self.tokenizer.end:
+                break
+            said.append(number)
+            text += continuation.add(number)
+            if len(said) == tokens or (stop is not None and stop(text + continuation.pending())):
+                break
             hidden = self.model.hidden(torch.tensor([said[-1:]], device=self.device), cache=cache)
+        return self.tokenizer.decode_continuation(known, said, special=special)

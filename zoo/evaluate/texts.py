@@ -17,8 +17,9 @@ from typing import Any
 from datasets import Dataset
 
 from zoo.data import Text, corpus
+from zoo.data.section import announce_sources, own_module, plain_arguments, refuse_sources, stored_section
 from zoo.data.tokenizer import Tokenizer
-from zoo.errors import ZooError
+from zoo.errors import ZooError, listing
 from zoo.lengths import short
 
 WIDE = 64
@@ -75,22 +76,71 @@ def named(files: list[str], column: str = "text") -> Documents:
     return gathered(", ".join(Path(name).name for name in files), rows)
 
 
-def held_out(about: Mapping[str, Any]) -> Documents:
-    """What the data section of a checkpoint set aside for testing; of the standard library where it says nothing."""
-    data = described(about)
+def held_out(about: Mapping[str, Any], opens: bool = False) -> Documents:
+    """What the data section of a checkpoint set aside for testing; of the standard library where it says nothing.
+
+    Args:
+        about: The description of the checkpoint.
+        opens: Whether files that the description names are opened, as the Trainer's commands do.
+    """
+    return set_aside(about, stored_data(about, opens))
+
+
+def chosen(files: list[str], about: Mapping[str, Any]) -> Documents:
+    """The documents of files that a user names, or what the run of a checkpoint held out of them for testing.
+
+    The second is read where the files are those that the checkpoint was trained on, which their digest tells.
+    """
+    own = recognised(files, about)
+    return set_aside(about, own) if own is not None else named(files)
+
+
+def recognised(files: list[str], about: Mapping[str, Any]) -> Text | None:
+    """The data of a checkpoint's run, where these files are its corpus; None where they are others."""
+    section = stored_section(about)
+    if own_module(section) is not Text or about.get("corpus") is None:
+        return None
+    arguments = plain_arguments(section, Text, "The checkpoint")
+    if arguments.get("dataset") or not arguments.get("files"):
+        return None
+    elsewhere = [str(arguments.pop(name)) for name in ("valid_files", "test_files") if arguments.get(name)]
+    data = Text(**arguments | {"files": list(files), "tokenizer": "bytes"})
+    if data.digest == about["corpus"] and elsewhere:
+        raise ZooError(
+            f"The checkpoint was trained on all of {listing(files)}, and what it was validated and tested on is in "
+            f"{listing(elsewhere)}.   Try:  --files with those"
+        )
+    return data if data.digest == about["corpus"] else None
+
+
+def set_aside(about: Mapping[str, Any], data: Text) -> Documents:
+    """What a run held out for testing."""
     origin, rows = data.documents("test")
     return gathered(f"held-out documents of {origin}" if same(about, data) else changed(origin), rows)
 
 
-def validated(about: Mapping[str, Any], tokenizers: Sequence[Tokenizer], length: int, most: int) -> Documents:
+def validated(
+    about: Mapping[str, Any],
+    tokenizers: Sequence[Tokenizer],
+    length: int,
+    most: int,
+    data: Text | None = None,
+) -> Documents:
     """What a checkpoint's run validated on, as at most `most` documents that hold `length` tokens, cut there.
 
     Where fewer than `FEW` of those are so long, documents that it trained on are read instead. None of them equals a
     document that was set aside for testing.
+
+    Args:
+        about: The description of the checkpoint.
+        tokenizers: In all of which a document is so long.
+        length: In tokens.
+        most: Number of documents.
+        data: The data of its run (default: those that the description names, where they are no files).
     """
-    if not str(((about.get("asked") or {}).get("data") or {}).get("class_path", "")).endswith("Text"):
+    if own_module(stored_section(about)) is not Text:
         raise ZooError("This checkpoint does not say which text it was trained on.   Try:  --files TEXT...")
-    data = described(about)
+    data = data or stored_data(about)
     apart = set(data.documents("test")[1]["text"])
     refused = None
     for part, verb in (("valid", "validated"), ("train", "trained")):
@@ -110,17 +160,23 @@ def validated(about: Mapping[str, Any], tokenizers: Sequence[Tokenizer], length:
     raise refused or ZooError(f"There is no text in {data.documents('train')[0]}.   Try:  --files TEXT...")
 
 
-def described(about: Mapping[str, Any]) -> Text:
-    """The data that a checkpoint was trained on."""
-    node = (about.get("asked") or {}).get("data") or {}
-    arguments = dict(node.get("init_args") or {}) if str(node.get("class_path", "")).endswith("Text") else {}
-    data = Text(**arguments)
-    if data.streaming or data.dataset:
+def stored_data(about: Mapping[str, Any], opens: bool = False) -> Text:
+    """The data that a checkpoint was trained on; of the standard library where it names none.
+
+    Raises ZooError where they are another program's, come from a hub, or are files and `opens` is false.
+    """
+    section = stored_section(about)
+    module = own_module(section) if section else Text
+    if module is None:
+        raise ZooError("This checkpoint was trained on data of another program.   Try:  --files TEXT...")
+    arguments = plain_arguments(section, Text, "The checkpoint") if module is Text else {}
+    if arguments.get("streaming") or arguments.get("dataset"):
         raise ZooError(
             "This checkpoint's data come from a stream or a hub, and what it held out is not at hand.   "
             "Try:  --files TEXT..."
         )
-    return data
+    (announce_sources if opens else refuse_sources)(arguments, "This checkpoint")
+    return Text(**arguments | {"tokenizer": "bytes"})
 
 
 def same(about: Mapping[str, Any], data: Text) -> bool:

@@ -10,6 +10,7 @@ on the seed of the split alone, so every size sees the same ones.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from zoo.checkpoints import Checkpoint
 from zoo.data import Images
 from zoo.data.augment import Collate
+from zoo.data.section import own_module, plain_arguments, refuse_sources, stored_section
 from zoo.errors import Unfit, ZooError
 from zoo.evaluate.intervals import wilson
 from zoo.vit import ViT
@@ -34,8 +36,9 @@ class Viewer:
         checkpoint: Of an image classifier.
         name: What the results call it.
         device: Where it runs.
-        files: A folder of labelled pictures to measure on: its test part, or all of it where it has no parts (default:
-            the test part of the data that the checkpoint was trained on).
+        files: A folder of labelled pictures to measure on: its test part, or all of it where it has no parts; of the
+            folder that the checkpoint was trained on what its run held out (default: the test part of the data that
+            it was trained on, where they are no files).
         batch: Pictures read at once.
     """
 
@@ -54,11 +57,17 @@ class Viewer:
         self.model = network.to(self.device)
         self.data: dict[str, Any] = {"files": files, "valid": 0.0, "test": 0.0}
         self.whole = files is not None
+        section, own = stored_section(checkpoint.about), None
+        if own_module(section) is Images:
+            stored = plain_arguments(section, Images, checkpoint.path)
+            own = {key: value for key, value in stored.items() if key in OWN and value is not None}
         if files is None:
-            asked = (checkpoint.about.get("asked") or {}).get("data") or {}
-            if asked.get("class_path", "").rpartition(".")[2] != Images.__name__:
+            if own is None:
                 raise ZooError(f"{checkpoint.path} was not trained on zoo's Images.   Try:  --files FOLDER")
-            self.data = {key: value for key, value in asked["init_args"].items() if key in OWN and value is not None}
+            refuse_sources(own, checkpoint.path)
+            self.data = own
+        elif own and own.get("files") and Path(own["files"]).resolve() == Path(files).resolve():
+            self.data, self.whole = own | {"files": files}, False
 
     @property
     def length(self) -> int:

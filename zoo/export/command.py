@@ -143,7 +143,7 @@ def file(options: argparse.Namespace, path: Path, out: Path, command: str) -> li
         made = beside.with_suffix(".gguf")  # by which it is known to be one
         try:
             tokenizer = None if told is None else Tokenizer.restore(told)
-            gguf.write(made, found, tokenizer=tokenizer, dtype=kind, name=out.stem)
+            notes = gguf.write(made, found, tokenizer=tokenizer, dtype=kind, name=out.stem)
             network = cast("Decoder", checkpoints.read(path).network())
             close = gate.LOGITS if kind in (None, torch.float32) else gate.ROUNDED
             compared = gate.ours(made, network, logits=options.check == "logits", close=close)
@@ -151,7 +151,7 @@ def file(options: argparse.Namespace, path: Path, out: Path, command: str) -> li
         finally:
             made.unlink(missing_ok=True)
     print(f"zoo: wrote {out}", file=sys.stderr)
-    return compared
+    return [*compared, *notes]
 
 
 def free(out: Path, source: Path, to: str, overwrite: bool) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoo import checkpoints
@@ -54,8 +59,8 @@ def theirs(folder: Path, network: Decoder, *, logits: bool = True, code: bool = 
     if code:
         if not logits:
             return [f"{told} reads it by zoo's own code, and was not asked"]
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-        return [alike(f"{told} with zoo's own code", network.float(), lambda tokens: model(tokens).logits, LOGITS)]
+        read = partial(logits_by_code, folder)
+        return [alike(f"{told} with zoo's own code", network.float(), read, LOGITS)]
     config = transformers.AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(config)
@@ -67,6 +72,36 @@ def theirs(folder: Path, network: Decoder, *, logits: bool = True, code: bool = 
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, **words).eval()
         found.append(alike(told, network.float(), lambda tokens: model(tokens).logits, LOGITS))
     return found
+
+
+CHILD = """
+import sys
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+transformers.utils.logging.disable_progress_bar()
+folder, asked, answer = sys.argv[1:]
+model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    save_file({"logits": model(load_file(asked)["tokens"]).logits.contiguous()}, answer)
+"""
+"""Reads a folder by the code that it brings, which `export` has just written, in a process of its own."""
+
+
+def logits_by_code(folder: Path, tokens: Tensor) -> Tensor:
+    """The logits that transformers gives for tokens, by the code of a folder that zoo has just written.
+
+    Raises ZooError where transformers cannot read the folder.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        asked, answer = Path(place) / "asked.safetensors", Path(place) / "answer.safetensors"
+        save_file({"tokens": tokens}, asked)
+        words = [sys.executable, "-c", CHILD, str(folder), str(asked), str(answer)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+            raise ZooError(f"Not published: transformers does not read the folder: {reason[:300]}")
+        return load_file(answer)["logits"]
 
 
 def waves(network: Decoder, reach: int) -> dict[str, tuple[Tensor, float]]:

@@ -21,9 +21,11 @@ from zoo.export.tokenizer import portable
 from zoo.extend.write import clone
 from zoo.hub import files, tokenizers
 from zoo.hub import folder as hub
-from zoo.hub.config import CONFIG
+from zoo.hub.config import CONFIG, Config
 
-SETTINGS, TEXT, CARD = "tokenizer_config.json", "tokenizer.json", "README.md"
+SETTINGS, TEXT, CARD, GENERATION = "tokenizer_config.json", "tokenizer.json", "README.md", "generation_config.json"
+CODE_KEYS = frozenset({"auto_map", "custom_generate", "trust_remote_code", "custom_pipelines", "name_or_path"})
+"""Keys of configs by which transformers imports code or fetches from a hub."""
 
 
 def origin(path: Path) -> Path | None:
@@ -42,7 +44,7 @@ def plan(found: Listing, *, code: bool = False) -> Exported:
         code: Bring zoo's own code, even where a family of theirs is the same network.
     """
     source = origin(found.path)
-    keys = json.loads((source / CONFIG).read_text(encoding="utf-8")) if source is not None else None
+    keys = plain_keys(Config.read(source).keys) if source is not None else None
     reason = "It was asked to bring zoo's own code."
     if not code:
         try:
@@ -65,28 +67,35 @@ def write(found: Listing, said: Exported, beside: Path, held: Path | None = None
     beside.mkdir(parents=True)
     how, source = "conversion", origin(found.path)
     if held is not None:
-        how = listing(sorted({clone(path, beside / path.name) for path in weights(held)}))
+        how = listing(sorted({clone(path, beside / path.name) for path in files.weight_files(held)}))
     elif said.layout is None:
         about = {name: value for name, value in found.about.items() if name != "tokenizer"}
         folder.write(beside, about, found.weights, "")
     elif source is not None and same(found, source):
-        ways = {clone(path, beside / path.name) for path in weights(source)}
+        ways = {clone(path, beside / path.name) for path in files.weight_files(source)}
         how = listing(sorted(ways))
     else:
         tensors.pack(beside / files.KINDS[0], said.layout.theirs(found.weights))
     reach = int(found.about["network"]["init_args"].get("reach") or found.about["network"]["init_args"]["length"])
     kept: dict[str, Any] = {}
     if source is not None:
-        own = {CONFIG, CARD, SETTINGS, *(path.name for path in weights(source))}
-        for path in sorted(path for path in source.iterdir() if path.is_file() and path.name not in own):
-            shutil.copyfile(path, beside / path.name)
-        kept = tokenizers.keys(source / SETTINGS)
+        companions = files.companion_files(source)
+        for path in companions:
+            if path.name == GENERATION:
+                (beside / path.name).write_text(dumped(plain_keys(tokenizers.keys(path))), encoding="utf-8")
+            elif path.name not in (CONFIG, CARD, SETTINGS):
+                shutil.copyfile(path, beside / path.name)
+        files.tell_left(source, [*companions, *files.weight_files(source)])
+        kept = plain_keys(tokenizers.keys(source / SETTINGS))
     keys = dict(said.keys)
     if (told := found.about.get("tokenizer")) is not None:
         tokenizer = Tokenizer.restore(told)
         text, end = portable(tokenizer)
         if not (beside / TEXT).exists():
             (beside / TEXT).write_text(text, encoding="utf-8")
+        if tokenizer.start is not None:
+            kept = {"bos_token": tokenizer.decode([tokenizer.start]), **kept}
+            keys.setdefault("bos_token_id", tokenizer.start)
         kept = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, **kept}
         keys.setdefault("eos_token_id", tokenizer.end)
     if kept:  # of a tokenizer that only transformers reads too
@@ -100,9 +109,14 @@ def write(found: Listing, said: Exported, beside: Path, held: Path | None = None
     return how
 
 
-def weights(source: Path) -> list[Path]:
-    """The files with weights of a hub folder, their index included."""
-    return sorted(path for path in source.iterdir() if path.suffix in files.SUFFIXES or path.name.endswith(files.INDEX))
+def plain_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a foreign file by which transformers neither imports nor fetches nor opens anything."""
+    return {name: value for name, value in keys.items() if not chooses_code(name)}
+
+
+def chooses_code(name: str) -> bool:
+    """Whether transformers may take the value of a key for code to import, or for a file or a repository to open."""
+    return name.startswith("_") or name.endswith(("_file", "_implementation")) or name in CODE_KEYS
 
 
 def same(found: Listing, source: Path) -> bool:

@@ -82,8 +82,9 @@ def text(family: Family, files: list[str] | None, length: int, most: int, measur
     """
     tokenizers = [family.untouched.tokenizer]
     try:
-        if not files:
-            return Text(texts.validated(family.parent.about, tokenizers, length, most))
+        own = texts.recognised(files, family.parent.about) if files else None
+        if not files or own is not None:
+            return Text(texts.validated(family.parent.about, tokenizers, length, most, own))
         named = texts.named(files)
         long, _ = named.long(tokenizers, length, len(named.texts) if measured else most)
     except ZooError as error:

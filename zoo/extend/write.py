@@ -95,14 +95,19 @@ def linked(plan: Plan, weights: Mapping[str, Stored], beside: Path, card: Callab
     first |= {same: first[name] for same, name in source.tied.items() if name in first}
     added = {name: stored for name, stored in weights.items() if first.get(name) != stored}
     second = source.path / folder.ADDED
+    recorded = folder.recorded_checksums(source.path)
+    linked_files = [str(path.relative_to(beside)) for path in beside.rglob("*") if path.suffix in files.SUFFIXES]
+    checksums = {name: recorded.get(name, folder.UNRECORDED) for name in linked_files}
     if added and second.is_file() and added == folder.header(second):
         clone(second, beside / folder.ADDED)
+        checksums[folder.ADDED] = recorded.get(folder.ADDED, folder.UNRECORDED)
     elif added:
-        folder.pack(beside / folder.ADDED, added)
+        checksums[folder.ADDED] = folder.pack(beside / folder.ADDED, added)
     notes = {
         "tied": source.tied,
         "added": folder.ADDED if added else None,
         "dropped": sorted(first.keys() - weights.keys()),
+        "checksums": dict(sorted(checksums.items())),
     }
     folder.describe(beside, {**plan.about, **notes}, card(how))
     return how
@@ -114,12 +119,12 @@ def kept(source: Path, beside: Path) -> tuple[dict[str, Stored], str]:
         return folder.header(source / folder.WEIGHTS), clone(source / folder.WEIGHTS, beside / folder.WEIGHTS)
     whole = source if checkpoints.form(source) is hub else source / folder.HUB
     (beside / folder.HUB).mkdir()
-    how = set()
-    for path in sorted(path for path in whole.iterdir() if path.is_file()):
-        if path.suffix in files.SUFFIXES:
-            how.add(clone(path, beside / folder.HUB / path.name))
-        else:  # people edit these in place
-            shutil.copyfile(path, beside / folder.HUB / path.name)
+    weighty = files.weight_files(whole)
+    how = {clone(path, beside / folder.HUB / path.name) for path in weighty if path.suffix in files.SUFFIXES}
+    small = [*(path for path in weighty if path.suffix not in files.SUFFIXES), *files.companion_files(whole)]
+    for path in small:  # people edit these in place
+        shutil.copyfile(path, beside / folder.HUB / path.name)
+    files.tell_left(whole, [*weighty, *small])
     return files.weights(whole), listing(sorted(how))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zoo.errors import ZooError, listing
+from zoo.limits import LONGEST, read_json
 
 CONFIG = "config.json"
 WORDS = """
@@ -42,6 +43,8 @@ PLAIN: Mapping[str, Any] = {
     "auto_map": None,
 }
 """Keys whose one value we have; another is refused. `is_decoder` is either here: a decoder is one anyway."""
+MOST = dict.fromkeys(("num_hidden_layers", "n_layer"), 10_000)
+"""Numbers of which no model has more."""
 Kind = TypeVar("Kind", int, float, bool, str, list, dict)
 NEEDED: Any = object()
 """The default of a key that must be there."""
@@ -65,10 +68,7 @@ class Config:
     def read(cls, folder: Path) -> Config:
         """That of a folder."""
         path = folder / CONFIG
-        try:
-            keys = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ZooError(f"{path} is damaged: {str(error).splitlines()[0][:160]}.") from None
+        keys = read_json(path)
         if not isinstance(keys, dict):
             raise ZooError(f"{path} is damaged: it holds no keys and values.")
         return cls(path, keys)
@@ -92,8 +92,8 @@ class Config:
     def count(self, name: str, default: Any = NEEDED) -> Any:
         """A number of things, 1 at least."""
         value = self.take(name, int, default)
-        if value is not None and value < 1:
-            raise self.strange(name, "there should be 1 at least")
+        if value is not None and not 1 <= value <= MOST.get(name, LONGEST):
+            raise self.strange(name, f"there should be 1 at least and {MOST.get(name, LONGEST)} at most")
         return value
 
     def only(self, name: str, *values: Any) -> Any:

@@ -107,7 +107,9 @@ def neox(config: Config) -> Found:
         "feed_forward_bias": True,
         "parallel": config.take("use_parallel_residual", bool, True),
     }
-    layout = Layout("gpt_neox.", (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"))
+    # transformers 5 calls the head lm_head in memory and embed_out in the files that it writes itself.
+    buffers = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+    layout = Layout("gpt_neox.", buffers, {"lm_head.weight": "embed_out.weight"})
     d, heads, width = sizes.dim, sizes.heads, sizes.head_dim
     ends(layout, arguments, sizes, "embed_in.weight", "final_layer_norm", "embed_out.weight")
     for ours, theirs in blocks(sizes, "layers"):

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterable
 from typing import Any
 
 from zoo.data.tokenizer import END, Tokenizer, letters
 from zoo.errors import ZooError
+from zoo.limits import unpack
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """How a vocabulary of SentencePiece calls a byte."""
@@ -29,11 +33,13 @@ class Foreign(Tokenizer):
         name: For people.
         text: The content of the file.
         end: What ends a document, by its text or its number (default: a token that is called so).
+        start: What begins a document, by its number (default: the token that the file puts before every text).
     """
 
-    def __init__(self, name: str, text: str, end: str | int | None = None) -> None:
+    def __init__(self, name: str, text: str, end: str | int | None = None, start: int | None = None) -> None:
         from tokenizers import Tokenizer as Library
 
+        check_in_child(name, text)
         try:
             self.library = Library.from_str(text)
         except Exception as error:  # the library raises no other
@@ -50,6 +56,27 @@ class Foreign(Tokenizer):
         self.end = known[0]
         self.told = self.library.id_to_token(self.end) or END
         self.letters = letters() if '"ByteLevel"' in text else None
+        added = self.library.get_added_tokens_decoder()
+        self.special = {number for number, token in added.items() if token.special} | {self.end}
+        self.bytes = {self.library.token_to_id(f"<0x{byte:02X}>") for byte in range(256)} - {None}
+        self.given_start = start
+        bare, whole = (self.library.encode("a", add_special_tokens=told).ids for told in (False, True))
+        first = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+        self.template = whole[:first], whole[first + len(bare) :]
+        """The numbers that the file puts before and behind every text (its post_processor)."""
+        before = self.encode_prefix()
+        if start is None or not 0 <= start < self.vocabulary:
+            start = before[0] if before else None
+        self.start = start
+
+    def encode_prefix(self) -> list[int]:
+        return list(self.template[0])
+
+    def is_special(self, number: int) -> bool:
+        return number in self.special or not self._is_known(number)
+
+    def is_open(self, number: int) -> bool:
+        return number in self.bytes  # a run of bytes is decoded as a whole
 
     def encode(self, text: str) -> list[int]:
         """The numbers of a text; one in which the end is written out is taken as plain text throughout."""
@@ -62,14 +89,25 @@ class Foreign(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the numbers; one that is not of this vocabulary becomes U+FFFD."""
-        parts, run = [], list[int]()
+        parts, run = list[str](), list[int]()
         for number in ids:
-            if 0 <= number < self.vocabulary and self.library.id_to_token(number) is not None:
+            if self._is_known(number):
                 run.append(number)
             else:
-                parts += [self.library.decode(run, skip_special_tokens=False), "\ufffd"]
+                parts += [self._decode_run(run, first=not parts), "\ufffd"]
                 run = []
-        return "".join([*parts, self.library.decode(run, skip_special_tokens=False)])
+        return "".join([*parts, self._decode_run(run, first=not parts)])
+
+    def _is_known(self, number: int) -> bool:
+        """Whether there is a token of this number."""
+        return 0 <= number < self.vocabulary and self.library.id_to_token(number) is not None
+
+    def _decode_run(self, run: list[int], *, first: bool) -> str:
+        """The text of numbers of the vocabulary, as it is at the beginning of a text or behind other tokens."""
+        if first:
+            return self.library.decode(run, skip_special_tokens=False)
+        before = len(self.library.decode([self.end], skip_special_tokens=False))
+        return self.library.decode([self.end, *run], skip_special_tokens=False)[before:]
 
     def _bytes(self, number: int) -> bytes:
         token = self.library.id_to_token(number) if 0 <= number < self.vocabulary else None
@@ -83,20 +121,67 @@ class Foreign(Tokenizer):
 
     def describe(self) -> dict[str, Any]:
         packed = base64.b64encode(zlib.compress(self.text.encode(), 9)).decode()
-        return {"name": self.name, "kind": "tokenizers", "packed": packed, "end": self.end}
+        start = {} if self.given_start is None else {"start": self.given_start}
+        return {"name": self.name, "kind": "tokenizers", "packed": packed, "end": self.end, **start}
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(f"{self.end} {self.text}".encode()).hexdigest()[:16]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Foreign, (self.name, self.text, self.end)
+        return Foreign, (self.name, self.text, self.end, self.given_start)
+
+
+CHILD = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]),) * 2)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+from tokenizers import Tokenizer
+text = sys.stdin.buffer.read().decode()
+found = Tokenizer.from_str(text)
+found.no_padding()
+found.no_truncation()
+found.encode("Hello world, 12 naive words.", add_special_tokens=False)
+"""
+MEMORY, SECONDS = 2 << 30, 15
+"""Bytes of addresses, and seconds of a processor, in which the library opens any tokenizer in use."""
+
+
+def check_in_child(name: str, text: str) -> None:
+    """Open a tokenizer.json in a process of its own, with a limit on its memory.
+
+    A normalizer or a pattern may need any amount of it, for want of which the library ends the whole process.
+
+    Raises ZooError where the process does not end well.
+    """
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    if digest in OPENED:
+        return
+    words = [sys.executable, "-I", "-c", CHILD, str(MEMORY + 40 * len(text)), str(SECONDS)]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            words, input=text.encode(errors="replace"), capture_output=True, env=environment, timeout=4 * SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise ZooError(f"The tokenizer {name} is damaged: it takes over {SECONDS} seconds to open.") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"the process ended by {done.returncode}"]
+        reason = lines[-1].removeprefix("Exception: ")[:160]
+        raise ZooError(f"The tokenizer {name} is damaged: {reason}.")
+    OPENED.add(digest)
+
+
+OPENED: set[str] = set()
+"""Digests of the tokenizers that a child has opened."""
 
 
 def restored(description: dict[str, Any]) -> Foreign:
     """The tokenizer that was described."""
     try:
-        text = zlib.decompress(base64.b64decode(description["packed"])).decode()
-        return Foreign(str(description["name"]), text, int(description["end"]))
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        name, start = str(description["name"]), description.get("start")
+        text = unpack(base64.b64decode(description["packed"]), f"The stored tokenizer {name}").decode()
+        return Foreign(name, text, int(description["end"]), None if start is None else int(start))
+    except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
         raise ZooError(f"The stored description of a tokenizer is damaged: {error}.") from error

@@ -43,10 +43,11 @@ class Layout:
     Args:
         prefix: What all of their names may begin with, or not.
         ignored: Ends of names whose tensors are made anew from the config, such as masks and frequencies.
+        renamed: Other names that some versions of theirs write, and the names that stand for them here.
     """
 
-    def __init__(self, prefix: str, ignored: tuple[str, ...] = ()) -> None:
-        self.prefix, self.ignored = prefix, ignored
+    def __init__(self, prefix: str, ignored: tuple[str, ...] = (), renamed: Mapping[str, str] | None = None) -> None:
+        self.prefix, self.ignored, self.renamed = prefix, ignored, dict(renamed or {})
         self.parts: dict[str, list[Part]] = {}
         self.tied: dict[str, str] = {}
         self.outside: set[str] = set()  # names that have no prefix
@@ -77,6 +78,9 @@ class Layout:
         Raises ZooError where tensors are missing, have another shape than the config says, or have no place here.
         """
         twice = [name for name in held if self.plain(name) != name and self.plain(name) in held]
+        if both := [name for name in twice if name in self.renamed]:
+            other = self.plain(both[0])
+            raise ZooError(f"{path} has both {both[0]} and {other}, two names of one tensor: which counts?")
         if twice:
             raise ZooError(f"{path} has {listing(twice[:3])} with and without {self.prefix} before it: which counts?")
         held = {self.plain(name): stored for name, stored in held.items()}
@@ -87,7 +91,7 @@ class Layout:
             for name, shape in wanted.items()
             if name in held and held[name].shape != shape
         ]
-        left = [name for name in held if name not in wanted and not name.endswith(self.ignored)]
+        left = [name for name in held if name not in wanted and not f".{name}".endswith(self.ignored)]
         for name, same in self.tied.items():
             if name in left and equal(held[name], held[same]):
                 left.remove(name)
@@ -121,8 +125,8 @@ class Layout:
         return name if name in self.outside else self.prefix + name
 
     def plain(self, name: str) -> str:
-        """Without the prefix."""
-        return name.removeprefix(self.prefix)
+        """Without the prefix, and as the newer or the older version of theirs that is known here calls it."""
+        return self.renamed.get(name, name.removeprefix(self.prefix))
 
 
 def taken(part: Part, stored: Stored) -> Stored:

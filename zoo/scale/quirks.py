@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,33 @@ def hold(engine: Any) -> None:
     kept[0].all_gather(kept)
 
 
+@contextmanager
+def weights_only_loads() -> Iterator[None]:
+    """Have DeepSpeed's calls of torch.load admit tensors, containers and its own few classes, and nothing else.
+
+    It says `weights_only=False` itself, so a file could run code that was exchanged after it had been looked at.
+    """
+    paths = [name.rpartition(".") for _, name in zero.ALLOWED]
+    before = os.environ.get(FORCE)
+    os.environ[FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals([getattr(import_module(module), name) for module, _, name in paths]):
+            yield
+    finally:
+        os.environ.pop(FORCE)
+        if before is not None:
+            os.environ[FORCE] = before
+
+
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""The variable by which torch.load overrides what its callers say."""
 CONVERT = """
+import sys
+from importlib import import_module
 import torch
+torch.serialization.add_safe_globals(
+    [getattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in sys.argv.pop(1).split()]
+)
 from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
 cat = torch.cat
 torch.cat = lambda parts, **named: cat([part.reshape(-1) if part.ndim == 0 else part for part in parts], **named)
@@ -103,8 +129,9 @@ def universal(place: Path, whole: Path) -> str:
     """Convert a save to DeepSpeed's universal format; what went wrong, if anything did."""
     words = ["--input_folder", str(place), "--output_folder", str(whole), "--inject_missing_state"]
     words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    command = [sys.executable, "-c", CONVERT, *words]
-    done = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
+    command = [sys.executable, "-c", CONVERT, " ".join(name for _, name in zero.ALLOWED), *words]
+    settings = {**os.environ, "DS_ACCELERATOR": "cpu", FORCE: "1"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True)
     if done.returncode == 0:
         (whole.parent / "latest").write_text(whole.name)
         return ""

@@ -38,7 +38,7 @@ from torch.optim import AdamW, Optimizer
 
 from zoo.checkpoints import zero
 from zoo.errors import ZooError
-from zoo.scale.quirks import dropping, hold, mend, refill, universal, vectors
+from zoo.scale.quirks import dropping, hold, mend, refill, universal, vectors, weights_only_loads
 from zoo.scale.rendezvous import meet
 
 KEPT_BY_DEEPSPEED = ("state_dict", "optimizer_states")
@@ -267,9 +267,10 @@ class ZeRO(DeepSpeedStrategy):
 
     def restore(self, place: Path) -> dict[str, Any]:
         """Have DeepSpeed take up a save; what the run said of itself."""
-        told = self.deepspeed_engine.load_checkpoint(
-            str(place), tag=zero.step(place).name, load_lr_scheduler_states=False
-        )[1]
+        with weights_only_loads():
+            told = self.deepspeed_engine.load_checkpoint(
+                str(place), tag=zero.step(place).name, load_lr_scheduler_states=False
+            )[1]
         if told is None:
             raise ZooError(f"DeepSpeed could not load {place}.")
         return told

@@ -57,8 +57,8 @@ def write(
     tokenizer: Tokenizer | None = None,
     dtype: torch.dtype | None = None,
     name: str | None = None,
-) -> None:
-    """Write the network of a checkpoint, whole or not at all.
+) -> list[str]:
+    """Write the network of a checkpoint, whole or not at all; what llama.cpp does otherwise, in sentences.
 
     Raises ZooError for a network, an encoding or a tokenizer that such a file cannot describe, OSError where the disk
     does not take it.
@@ -77,7 +77,7 @@ def write(
     if left := sorted(held.keys() - told.layout.parts.keys()):
         raise ZooError(f"{source.path} cannot be written as a GGUF file, where {listing(left[:3])} has no place.")
     half = asked["position"].get("init_args", {}).get("pairing", "half") == "half"
-    more = {"model": "none"} if tokenizer is None else vocabulary.described(tokenizer)
+    more = {"model": "none"} if tokenizer is None else vocabulary.described(tokenizer, asked["vocabulary"])
     keys |= {f"tokenizer.ggml.{key}": value for key, value in more.items()}
     keys |= {"general.type": "model", "general.name": name or source.path.stem}
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -88,6 +88,7 @@ def write(
     finally:
         with suppress(OSError):
             beside.unlink()
+    return [] if tokenizer is None else vocabulary.describe_differences(tokenizer)
 
 
 def named(source: Listing) -> dict[str, Any]:

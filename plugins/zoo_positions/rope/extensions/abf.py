@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.extension import Series, WaveExtension
+from zoo_positions.rope.extensions.ntk import rebased
 
 
 def critical(series: Series) -> int:
@@ -53,6 +53,4 @@ class ABF(WaveExtension):
             )
 
     def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
-        steps = torch.arange(len(frequencies), dtype=torch.float64, device="cpu")
-        ratio = (self.base / self.series.base) ** (-2 * steps / self.series.width)
-        return frequencies * ratio.to(frequencies.dtype), 1.0
+        return rebased(frequencies, self.series, self.base), 1.0

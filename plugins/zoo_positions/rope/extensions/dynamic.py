@@ -2,15 +2,21 @@
 
 The request declares its extent once, and the base is chosen by that: keys in a cache stay true, which they do not where
 the base follows the tokens that are already there.
+
+Frequencies are computed in the order of operations of transformers' models, which hold the length of a request in a
+tensor and so compute the new base in float32: float32 frequencies are theirs to the last bit. (Their function by
+itself, given a Python number, rounds the base once and may differ in the last bit.)
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.extension import Series, WaveExtension
-from zoo_positions.rope.extensions.ntk import rebased, several
+from zoo_positions.rope.extensions.ntk import several
+from zoo_positions.waves import compute_base_powers
 
 
 class DynamicNTK(WaveExtension):
@@ -44,5 +50,7 @@ class DynamicNTK(WaveExtension):
     def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
         if extent <= self.series.length:
             return frequencies, 1.0
-        stretch = self.factor * extent / self.series.length - (self.factor - 1)
-        return rebased(frequencies, self.series, stretch), 1.0
+        length, width, dtype = self.series.length, self.series.width, frequencies.dtype
+        stretch = self.factor * torch.tensor(extent, dtype=dtype, device="cpu") / length - (self.factor - 1)
+        base = self.series.base * stretch ** (width / (width - 2))
+        return 1.0 / compute_base_powers(base, width, dtype)[: len(frequencies)], 1.0

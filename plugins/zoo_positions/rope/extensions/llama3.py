@@ -1,11 +1,18 @@
-"""Llama 3's scaling: by parts with a ramp of its own, from one rotation in training to four."""
+"""Llama 3's scaling: by parts with a ramp of its own, from one rotation in training to four.
+
+Frequencies are computed in transformers' order of operations, so that float32 ones are its to the last bit; only a
+factor of 1, which is the identity here, may differ from it there by the last bit.
+"""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from zoo.extension import Series, WaveExtension
-from zoo_positions.rope.extensions.byparts import blended, ordered, rotations
+from zoo_positions.rope.extensions.byparts import ordered
 
 
 class Llama3(WaveExtension):
@@ -33,5 +40,11 @@ class Llama3(WaveExtension):
         self.low, self.high = low, high
 
     def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
-        kept = ((rotations(frequencies, self.series) - self.low) / (self.high - self.low)).clamp(0, 1)
-        return blended(frequencies, kept, self.factor), 1.0
+        if self.factor == 1:
+            return frequencies, 1.0
+        length = self.series.length
+        wavelengths = 2 * math.pi / frequencies
+        kept = (length / wavelengths - self.low) / (self.high - self.low)
+        between = (1 - kept) * frequencies / self.factor + kept * frequencies
+        scaled = torch.where(wavelengths > length / self.low, frequencies / self.factor, between)
+        return torch.where(wavelengths < length / self.high, frequencies, scaled), 1.0

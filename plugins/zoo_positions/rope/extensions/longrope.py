@@ -17,6 +17,7 @@ from zoo.errors import ZooError
 from zoo.extension import Searched, Series, WaveExtension
 from zoo_positions.rope.extensions.byparts import positive
 from zoo_positions.rope.extensions.yarn import bounds, ramp
+from zoo_positions.waves import compute_base_powers
 
 FURTHER = 2.0
 """A search goes up to so many times the factor: waves that turned little in training may need more than the factor
@@ -79,8 +80,12 @@ class LongRoPE(WaveExtension, Searched):
         self.attention = attention if attention is not None else usual
 
     def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
-        divisors = (self.short if extent <= self.series.length else self.long)[: len(frequencies)]
-        return frequencies / torch.tensor(divisors, dtype=frequencies.dtype, device="cpu"), self.attention
+        dtype, count = frequencies.dtype, len(frequencies)
+        chosen = (self.short if extent <= self.series.length else self.long)[:count]
+        divisors = torch.tensor(chosen, dtype=dtype, device="cpu")
+        powers = compute_base_powers(self.series.base, self.series.width, dtype)[:count]
+        # A divisor of 1 leaves a frequency as it was given, the same bits as the formula's in every encoding.
+        return torch.where(divisors == 1, frequencies, 1.0 / (divisors * powers)), self.attention
 
     def seeds(self) -> list[list[float]]:
         """The long list; YaRN's divisors; those of the change of base; position interpolation's."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.extension import Series, WaveExtension
+from zoo_positions.waves import compute_base_powers
 
 
-def rebased(frequencies: Tensor, series: Series, stretch: float) -> Tensor:
-    """The waves on the base b stretch^(d / (d - 2)): the first stays, the last one turns `stretch` times slower."""
-    steps = torch.arange(len(frequencies), dtype=torch.float64, device=frequencies.device)
-    return frequencies * (stretch ** (-2 * steps / (series.width - 2))).to(frequencies.dtype)
+def rebased(frequencies: Tensor, series: Series, base: float) -> Tensor:
+    """The frequencies of another base, as transformers computes them from it; those of training for their own base."""
+    if base == series.base:
+        return frequencies
+    return 1.0 / compute_base_powers(base, series.width, frequencies.dtype)[: len(frequencies)]
 
 
 def several(name: str, series: Series) -> None:
@@ -45,4 +46,5 @@ class NTK(WaveExtension):
         several("NTK", series)
 
     def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
-        return rebased(frequencies, self.series, self.factor), 1.0
+        base = self.series.base * self.factor ** (self.series.width / (self.series.width - 2))
+        return rebased(frequencies, self.series, base), 1.0

@@ -3,6 +3,9 @@
 The paper's is linear in the rotations of training; that form is `ByParts`. The decision here: bounds of the ramp are
 rounded to whole waves, as in the implementations, only where there are more than 16 waves. Among fewer a bound that
 moves by one wave moves much: at 16 channels rounding keeps 0.30 of a wave of which the formula keeps 0.07.
+
+Frequencies are computed in transformers' order of operations, so that float32 ones are its to the last bit; only a
+factor of 1, which is the identity here, may differ from it there by the last bit.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.extension import Series, WaveExtension
-from zoo_positions.rope.extensions.byparts import blended, ordered, positive
+from zoo_positions.rope.extensions.byparts import ordered, positive
+from zoo_positions.waves import compute_base_powers
 
 FEW = 32
 """Channels up to which "auto" does not truncate."""
@@ -23,8 +27,8 @@ FEW = 32
 
 def bounds(series: Series, slow: float, fast: float, truncate: bool) -> tuple[float, float]:
     """The numbers of the waves, fractions where not truncated, between which waves are kept in part."""
-    scale = series.width / (2 * math.log(series.base))
-    low, high = (scale * math.log(series.length / (2 * math.pi * turns)) for turns in (fast, slow))
+    width, base, length = series.width, series.base, series.length
+    low, high = ((width * math.log(length / (turns * 2 * math.pi))) / (2 * math.log(base)) for turns in (fast, slow))
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     if high <= 0:  # not even the first wave turned: all are interpolated, where the references' ramp would keep all
@@ -33,9 +37,9 @@ def bounds(series: Series, slow: float, fast: float, truncate: bool) -> tuple[fl
     return low, high if low != high else high + 0.001
 
 
-def ramp(count: int, low: float, high: float) -> Tensor:
-    """How much of each wave is interpolated, float64 [count]: none up to `low`, all from `high` on."""
-    return ((torch.arange(count, dtype=torch.float64, device="cpu") - low) / (high - low)).clamp(0, 1)
+def ramp(count: int, low: float, high: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """How much of each wave is interpolated, [count]: none up to `low`, all from `high` on."""
+    return ((torch.arange(count, dtype=dtype, device="cpu") - low) / (high - low)).clamp(0, 1)
 
 
 def temper(factor: float, scale: float) -> float:
@@ -97,4 +101,10 @@ class YaRN(WaveExtension):
         self.attention = attention if attention is not None else usual
 
     def waves(self, frequencies: Tensor, extent: int) -> tuple[Tensor, float]:
-        return blended(frequencies, 1 - ramp(len(frequencies), self.low, self.high), self.factor), self.attention
+        if self.factor == 1:
+            return frequencies, self.attention
+        dtype, count = frequencies.dtype, len(frequencies)
+        powers = compute_base_powers(self.series.base, self.series.width, dtype)[:count]
+        interpolated = 1.0 / (self.factor * powers)
+        kept = 1 - ramp(count, self.low, self.high, dtype)
+        return interpolated * (1 - kept) + frequencies * kept, self.attention
