@@ -178,6 +178,8 @@ def generate(argv: list[str]) -> None:
     if len(ids) <= model.reach < total:
         what = "reach" if model.reach > model.length else "trained length"
         print(f"zoo: {total} tokens exceed the {what} {model.reach}; what follows is extrapolated", file=sys.stderr)
+    if averaged := checkpoints.describe_averaging(found.about):
+        print(f"zoo: {options.checkpoint} holds {averaged}", file=sys.stderr)
     continuation, shown = Continuation(tokenizer, ids), False
     for step in stream(
         model.to(device),

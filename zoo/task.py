@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 import zoo
 from zoo import checkpoints
@@ -68,6 +70,10 @@ class Task(LightningModule):
         """States of the random generators to go on from, one a process."""
         self.skipping = False
         """Whether the step in progress is no number on some process: no optimizer is to use its gradients."""
+        self.averaged: dict[str, Any] | None = None
+        """By what the weights are averages, and of how many updates, while they are."""
+        self.loaded_steps = 0
+        """Steps that the continued run had made."""
         self.origin: dict[str, Any] = {}
         """Where the weights come from: the checkpoint that they started as, and what that had been extended from."""
 
@@ -172,6 +178,50 @@ class Task(LightningModule):
                 file=sys.stderr,
             )
 
+    def made_steps(self) -> bool:
+        """Whether this run has made a step; raises ZooError where steps were asked for and none could be made."""
+        trainer = cast(Any, self.trainer)
+        if trainer.global_step > self.loaded_steps:
+            return True
+        steps, epochs = trainer.global_step, trainer.fit_loop.epoch_progress.current.processed
+        if 0 <= trainer.max_steps <= steps or 0 <= (-1 if trainer.max_epochs is None else trainer.max_epochs) <= epochs:
+            return False  # none was asked for, or all have been made before
+        batch, limit = getattr(getattr(trainer, "datamodule", None), "batch", None), trainer.limit_train_batches
+        raise ZooError(
+            "No step was made: an epoch of this run has no batch"
+            + (f" of {batch}" if batch is not None else "")
+            + (f", as limit_train_batches is {limit}" if limit != 1.0 else "")
+            + ". Nothing was saved.   Try:  a smaller --data.batch, more data, or --trainer.limit_train_batches 1.0"
+        )
+
+    def on_fit_end(self) -> None:
+        self.made_steps()
+
+    def check_weights(self, *others: Tensor) -> None:
+        """Raise ZooError, on all processes together, where a weight or a moment of the optimizer is no number.
+
+        Args:
+            *others: Further tensors of the checkpoint.
+        """
+        wrong = torch.zeros(2, device=self.device)
+        wrong[0] = not are_finite([*map(find_local, self.parameters()), *others], self.buffers())
+        wrong[1] = not are_finite(list_moments(self.trainer.optimizers))
+        wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
+        if not bool(wrong.any()):
+            return
+        what = "weights are not finite" if wrong[0] > 0 else "moments of the optimizer are not finite"
+        half = str(self.trainer.precision) == "16-true"
+        cure = (
+            "--model.optimizer.eps 1e-4 (a smaller one is 0 in float16), --trainer.precision bf16-true, or "
+            "--trainer.precision 16-mixed"
+            if half
+            else "a smaller learning rate, or --trainer.gradient_clip_val 1"
+        )
+        raise ZooError(
+            f"The {what} after step {self.trainer.global_step}, so they are not saved or published. What was saved "
+            f"before is untouched.   Try:  {cure}"
+        )
+
     def finite(self, loss: Tensor) -> None:
         """Stop with a sentence where a loss is no number and its step was not skipped: nothing after it would be."""
         if not self.skipping and not bool(loss.isfinite()):
@@ -229,7 +279,8 @@ class Task(LightningModule):
         # its last step and the end of that epoch.
         steps, batches = self.trainer.global_step, self.trainer.num_training_batches
         each = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)) if math.isfinite(batches) else None
-        trained = {"steps": steps, "epochs": steps // each if each else 0, **self.manner()}
+        averaged = {"averaged": self.averaged} if self.averaged is not None else {}
+        trained = {"steps": steps, "epochs": steps // each if each else 0, **averaged, **self.manner()}
         about = {**self.about, **self.origin, "asked": self.asked, "trained": trained}
         if "extended" in about:
             about["extended"] = tuned(about["extended"], **self.tuning())
@@ -246,7 +297,14 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """All processes come here, whichever of them writes."""
+        self.check_weights(*(checkpoint["state_dict"].values() if "current_model_state" in checkpoint else ()))
         checkpoint["zoo"] = self.description()
+        if "current_model_state" in checkpoint:  # by Lightning's WeightAveraging, which has put its average beside it
+            updates = int(checkpoint["averaging_state"]["n_averaged"])
+            if updates:
+                checkpoint["zoo"]["trained"]["averaged"] = {"by": find_averager(self.trainer), "updates": updates}
+            else:  # still the weights of the start
+                checkpoint["state_dict"] = checkpoint["current_model_state"]
         checkpoint["generators"] = gathered(drawn(self.device), self.trainer.world_size)
 
     def tuning(self) -> dict[str, Any]:
@@ -265,6 +323,20 @@ class Task(LightningModule):
             stored = {name: Stored.of(weight) for name, weight in checkpoint["state_dict"].items()}
             whole = adapted.summed(stored, about, "the checkpoint")
             checkpoint["state_dict"] = {name: each.tensor() for name, each in whole.items()}
+        self.loaded_steps = checkpoint.get("global_step", 0)
+        raw, fitting = (
+            checkpoint.get("current_model_state"),
+            self._trainer is not None and self._trainer.state.fn == "fit",
+        )
+        if raw is not None and fitting and not find_averager(self.trainer):
+            by = ((about.get("trained") or {}).get("averaged") or {}).get("by", "a callback")
+            rank_zero_only(print)(
+                f"zoo: the checkpoint holds weights that {by} has averaged, and this run has no such callback: it goes "
+                "on from the weights that were trained, and does not average them.   "
+                f"To go on averaging:  --trainer.callbacks+={by}",
+                file=sys.stderr,
+            )
+            checkpoint["state_dict"] = raw
         self.origin = {key: about[key] for key in ("parent", "extended") if key in about}
         if "extended" in about:
             *before, last = about["extended"]["chain"]
@@ -289,6 +361,35 @@ class Task(LightningModule):
     def draws(self) -> bool:
         """Whether a training step draws random numbers."""
         return any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
+
+
+def find_averager(trainer: Any) -> str:
+    """The name of Lightning's callback that averages weights in a run; empty where there is none."""
+    return next((type(each).__name__ for each in trainer.callbacks if isinstance(each, WeightAveraging)), "")
+
+
+def find_local(weight: Tensor) -> Tensor:
+    """The part of a weight that this process has, under FSDP and ZeRO's stage 3."""
+    weight = getattr(weight, "ds_tensor", weight)
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def are_finite(weights: Iterable[Tensor], buffers: Iterable[Tensor] = ()) -> bool:
+    """Whether no weight is infinite or no number, and no buffer is no number (a mask may well be infinite)."""
+    bad = [~each.detach().isfinite().all() for each in weights if each.is_floating_point() and each.numel()]
+    bad += [each.detach().isnan().any() for each in buffers if each.is_floating_point() and each.numel()]
+    device = bad[0].device if bad else torch.device("cpu")
+    return not bad or not bool(torch.stack([each.to(device) for each in bad]).any())
+
+
+def list_moments(optimizers: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors that optimizers keep beside weights, as far as this process has them; counters are left out."""
+    for optimizer in optimizers:
+        state = getattr(optimizer, "state", None) or getattr(getattr(optimizer, "optimizer", None), "state", {})
+        for kept in state.values():
+            for value in kept.values() if isinstance(kept, Mapping) else ():
+                if isinstance(value, Tensor) and value.ndim:
+                    yield find_local(value)
 
 
 def drawn(device: torch.device) -> dict[str, Any]:

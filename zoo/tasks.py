@@ -11,12 +11,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.text import Perplexity
 
 from zoo.adapter import Adapter
 from zoo.decoder import Decoder
 from zoo.errors import ZooError
-from zoo.loss import IGNORED, chunks, cross_entropy
+from zoo.loss import IGNORED, chunks, cross_entropy, surprises
+from zoo.metrics import MeanLoss, Perplexity
 from zoo.scale import sequence
 from zoo.schedules import Schedule
 from zoo.task import Task
@@ -83,7 +83,7 @@ class LanguageModel(Task):
         self.parallel: sequence.Slice | None = None
         """This process's share of each sequence, where several have one."""
         self.decoder = decoder  # alone on its line: this is how the command line finds the decoder's own arguments
-        self.perplexity = Perplexity(ignore_index=IGNORED)
+        self.perplexity, self.mean_loss = Perplexity(), MeanLoss()
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
         vocabulary = self.known("vocabulary", self.vocabulary)
@@ -224,8 +224,15 @@ class LanguageModel(Task):
 
     def measure(self, batch: dict[str, Tensor], stage: str) -> None:
         hidden, targets = self.read(batch)
-        for part, target in chunks(hidden, targets, self.chunk):
-            self.perplexity.update(cast(Decoder, self.network).head(part).float()[None], target[None])
+        with torch.no_grad():
+            for part, target in chunks(hidden, targets, self.chunk):
+                counts = target != IGNORED
+                # As float32 the logits may be those that the head gave: `surprises` overwrites them.
+                losses = surprises(cast(Decoder, self.network).head(part).float(), target)
+                total = torch.where(counts, losses, 0.0).sum()
+                for metric in (self.perplexity, self.mean_loss):
+                    metric.update(total, counts.sum())
+        self.log(f"{stage}/loss", self.mean_loss)
         self.log(f"{stage}/perplexity", self.perplexity, prog_bar=True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

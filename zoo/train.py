@@ -28,7 +28,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo import checkpoints, failures, lock, plugins, resume
-from zoo.callbacks import NonFinite, Predictions, Preemption, Progress, Release, Throughput
+from zoo.callbacks import Averaging, NonFinite, Predictions, Preemption, Progress, Release, Throughput
 from zoo.checkpoints import lightning as ckpt
 from zoo.checkpoints import zero
 from zoo.continuation import FLAG, check_continuation
@@ -232,23 +232,25 @@ class CLI(LightningCLI):
         """With zoo's callbacks, unless the recipe has its own of the kind, and its loggers, unless it names others."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        bare = bool(config.get("barebones"))
+        bare = bool(config.get("barebones"))  # Lightning's mode without logs, checkpoints and displays
         watching = not any(isinstance(one, ProgressBar) for one in given) and not bare
         logs = config.get("logger") is not False and not bare and not config.get("fast_dev_run")
         saves = config.get("enable_checkpointing") is not False and not bare
         own: list[Callback] = [
             *([ModelCheckpoint(save_last=True, enable_version_counter=False)] if saves else []),
             *([LearningRateMonitor("step")] if logs else []),
-            Throughput(),
+            *([] if bare else [Throughput()]),
             NonFinite(),
             Preemption(partial(resume.again, tuple(sys.argv[1:]))),
-            Release(),
+            Release(publish=not bare),
             Predictions(),
             *([Progress()] if watching and config.get("enable_progress_bar") is not False else []),
         ]
         kinds = {type(one) for one in given} - {ModelCheckpoint, LearningRateMonitor}
-        config["callbacks"] = [*given, *(one for one in own if type(one) not in kinds)]
-        if config.get("logger") in (None, True) and not bare:
+        stateful = {one.state_key for one in given if isinstance(one, ModelCheckpoint)}
+        own = [one for one in own if type(one) not in kinds and one.state_key not in stateful]
+        config["callbacks"] = [Averaging(), *Averaging.order(given), *own]
+        if not bare and config.get("logger") in (None, True):
             config["logger"] = both(config.get("default_root_dir") or resume.FOLDER)
         return super()._instantiate_trainer(config, callbacks)
 
@@ -257,9 +259,9 @@ class CLI(LightningCLI):
             return pipeline.run()
         try:
             super()._run_subcommand(subcommand)
-        except MisconfigurationException as error:
-            raise ZooError(f"The run does not fit its trainer section: {' '.join(str(error).split())}") from error
         except Exception as error:
+            if is_lightning_refusal(error):
+                raise ZooError(f"Lightning's trainer refuses this run: {' '.join(str(error).split())}") from error
             restoring = any(frame.filename.endswith(RESTORE) for frame in traceback.extract_tb(error.__traceback__))
             if isinstance(error, ZooError | OSError) or not restoring or failures.lacks_memory(error):
                 raise
@@ -322,6 +324,18 @@ class CLI(LightningCLI):
             rank_zero_only(print)(
                 f"tokenizer: the checkpoint's ({source['tokenizer'].get('name', '')})", file=sys.stderr
             )
+
+
+def is_lightning_refusal(error: Exception) -> bool:
+    """Whether an exception is a sentence of Lightning's about how it is used, as that a monitored metric is missing."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    refusal = isinstance(error, RuntimeError | ValueError) and not isinstance(error, torch.OutOfMemoryError)
+    return refusal and raised_in.startswith(("lightning.pytorch.", "lightning.fabric."))
 
 
 @rank_zero_only

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,12 @@ from zoo.kernel import Kernel, Mask
 from zoo.layers import Attention, Block, FeedForward, Kind, Norm, NormAt, normalize
 from zoo.matrix import agree, places
 from zoo.position import Encoding, Geometry, NoPE, PositionEncoding
+from zoo.seeding import use_own_generators
 
 if TYPE_CHECKING:
     from zoo.scale.sequence import Slice
+
+Plugin = TypeVar("Plugin", PositionEncoding, Kernel)
 
 
 class Trunk(nn.Module):
@@ -116,9 +119,9 @@ class Trunk(nn.Module):
         self.geometry, self.checkpointing = geometry, checkpointing
         self.nope, self.windowed = local(layers, nope_every, nope_layers, window_layers)
         with exact():
-            first = position(replace(geometry, layer=0))
+            first = build_plugin(position, "zoo.positions", geometry, 0)
             rest = [
-                (NoPE if self.bare(layer) else position)(replace(geometry, layer=layer))
+                build_plugin(NoPE if self.bare(layer) else position, "zoo.positions", geometry, layer)
                 for layer in range(1, layers if first.per_layer else 1)
             ]
         self.positions = nn.ModuleList([first, *rest])
@@ -127,8 +130,8 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 Attention(
-                    own := replace(geometry, layer=layer),
-                    kernel(own),
+                    replace(geometry, layer=layer),
+                    build_plugin(kernel, "zoo.kernels", geometry, layer),
                     norm=norm,
                     eps=eps,
                     qk_norm=qk_norm,
@@ -309,6 +312,12 @@ class Trunk(nn.Module):
         for part in parts:
             x[:, part] = self.norm(x[:, part])
         return x
+
+
+def build_plugin(build: Callable[[Geometry], Plugin], group: str, geometry: Geometry, layer: int) -> Plugin:
+    """The encoding or kernel of one layer, whose initial weights are drawn from generators of its own."""
+    with use_own_generators(build, group, layer):
+        return build(replace(geometry, layer=layer))
 
 
 def offloaded(x: Tensor) -> AbstractContextManager[None]:

@@ -10,10 +10,10 @@ import time
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from zoo import cli
-from zoo.callbacks import Preemption
+from zoo.callbacks import Averaging, Preemption, Release
 from zoo.data import Text
 from zoo.tasks import LanguageModel
 from zoo.train import WholeCheckpoints
@@ -140,6 +140,25 @@ def test_ctrl_c_does_the_same(step, moment, texts, whole, tmp_path, capsys):
     _, rest = run(texts, tmp_path, second, resume=path)
     assert first.losses | second.losses == record.losses
     assert all(torch.equal(rest[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("step", "moment"), [(5, "training"), (3, "training"), (17, "training")])
+def test_a_terminated_average_goes_on_to_the_bit(step, moment, texts, tmp_path):
+    def average():
+        return Averaging(), EMAWeightAveraging(decay=0.5)
+
+    whole = tmp_path / "whole" / "kept"
+    run(texts, whole.parent, Record(), *average(), Release(tokens=0))
+    with pytest.raises(SystemExit):
+        run(texts, tmp_path, Record(), *average(), Preemption(), Release(tokens=0), Terminated(step, moment))
+    path = tmp_path / "kept" / "last.ckpt"
+    run(texts, tmp_path, Record(), *average(), Release(tokens=0), resume=path)
+    one, other = (torch.load(place, weights_only=True) for place in (whole / "last.ckpt", path))
+    assert one["zoo"]["trained"]["averaged"] == {"by": "EMAWeightAveraging", "updates": 18}
+    for key in ("state_dict", "current_model_state"):
+        assert all(torch.equal(weight, other[key][name]) for name, weight in one[key].items())
+    assert any(not torch.equal(one["state_dict"][name], one["current_model_state"][name]) for name in one["state_dict"])
+    assert (tmp_path / "model" / "model.safetensors").is_file(), "also where it was stopped after its last step"
 
 
 def test_what_is_due_is_saved_before_it_is_validated(texts, tmp_path):

@@ -1,5 +1,6 @@
 """What happens beside training: how fast it goes, what it survives, what it leaves. One file an idea."""
 
+from zoo.callbacks.averaging import Averaging
 from zoo.callbacks.nonfinite import NonFinite
 from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.preemption import Preemption
@@ -8,4 +9,13 @@ from zoo.callbacks.redundancy import HeadRedundancy
 from zoo.callbacks.release import Release
 from zoo.callbacks.throughput import Throughput
 
-__all__ = ["HeadRedundancy", "NonFinite", "Predictions", "Preemption", "Progress", "Release", "Throughput"]
+__all__ = [
+    "Averaging",
+    "HeadRedundancy",
+    "NonFinite",
+    "Predictions",
+    "Preemption",
+    "Progress",
+    "Release",
+    "Throughput",
+]

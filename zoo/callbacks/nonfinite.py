@@ -81,6 +81,7 @@ class NonFinite(Callback):
 
     def tell(self, trainer: Trainer, seen: list[tuple[float, Batch]]) -> None:
         """Keep the batches, say what was skipped, and stop where it is too much. All processes come here."""
+        cast(Task, trainer.lightning_module).check_weights()  # after which no loss is a number, and no step helps
         step, rank = trainer.global_step, trainer.global_rank
         losses: list[list[float]] = [[loss for loss, _ in seen]]
         if trainer.world_size > 1:

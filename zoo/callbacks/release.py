@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.tensor import DTensor
 
 from zoo import checkpoints
+from zoo.callbacks.averaging import use_average
 from zoo.checkpoints import adapted, folder
 from zoo.checkpoints.stored import Stored
 from zoo.decoder import Decoder
@@ -31,23 +35,57 @@ class Release(Callback):
     Args:
         prompt: What the sample starts from.
         tokens: Tokens of the sample; 0 for none.
+        publish: Whether anything is left; otherwise only the last weights are looked at.
     """
 
-    def __init__(self, prompt: str = "def ", tokens: int = 100) -> None:
-        self.prompt, self.tokens = prompt, tokens
+    def __init__(self, prompt: str = "def ", tokens: int = 100, publish: bool = True) -> None:
+        self.prompt, self.tokens, self.publish = prompt, tokens, publish
+        self.folder = ""
+        """Where the run has published its model; empty before."""
+        self.interrupted = False
+        """Whether the run that is continued had ended before it could publish."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder = state_dict.get("folder")
+        self.interrupted = not folder or not Path(folder).is_dir()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        cast(Task, pl_module).check_weights()
         if "train/loss" in trainer.callback_metrics:
             cast(Task, pl_module).finite(trainer.callback_metrics["train/loss"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        keeper = trainer.checkpoint_callback
+        keeper, task = trainer.checkpoint_callback, cast(Task, pl_module)
+        if not task.made_steps() and not self.is_left_unpublished(trainer):
+            rank_zero_only(print)(
+                f"zoo: no step was left to make: {trainer.global_step} are done, and --trainer.max_steps is "
+                f"{trainer.max_steps}, --trainer.max_epochs {trainer.max_epochs}. Nothing was saved or published.",
+                file=sys.stderr,
+            )
+            return
         if getattr(trainer, "fast_dev_run", False):
             return
+        task.check_weights()
+        if not self.publish:
+            return
+        place = trainer.log_dir  # which all processes ask each other for
+        self.folder = str((Path(place) / "model").absolute()) if place else ""
         if isinstance(keeper, ModelCheckpoint) and keeper.dirpath:
             # The last step is kept even where no validation fell on it.
-            trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt", weights_only=False)
-        self.release(trainer, pl_module, trainer.log_dir)  # which all processes ask each other for
+            with keep_epoch_open(trainer):
+                trainer.save_checkpoint(Path(keeper.dirpath) / "last.ckpt", weights_only=False)
+        with use_average(trainer, pl_module):
+            task.check_weights()
+            self.release(trainer, pl_module, place)
+
+    def is_left_unpublished(self, trainer: Trainer) -> bool:
+        """Whether all steps had been made when the run was stopped, and only the model is still to be published."""
+        epochs = cast(Any, trainer).fit_loop.epoch_progress.current.processed
+        ended = trainer.global_step > 0 and (trainer.global_step == trainer.max_steps or epochs == trainer.max_epochs)
+        return bool(trainer.strategy.broadcast(ended and self.interrupted))
 
     @rank_zero_only
     def release(self, trainer: Trainer, pl_module: LightningModule, place: str | None) -> None:
@@ -72,6 +110,7 @@ class Release(Callback):
             state = {name: state.get(name, each) for name, each in adapted.summed(stored, about, path).items()}
         folder.write(path, about, state, card(about, figures, task, trainer))
         lines = [f"{name} {value:.4g}" for name, value in figures.items()]
+        lines += [averaged] if (averaged := checkpoints.describe_averaging(about)) else []
         print(f"\n{', '.join(lines)}\n")
         following = f"zoo test --ckpt_path {saved}"
         if isinstance(task, LanguageModel):
@@ -106,6 +145,26 @@ class Release(Callback):
         return prompted + tokenizer.decode_continuation(ids, [number for number in new if number != tokenizer.end])
 
 
+@contextmanager
+def keep_epoch_open(trainer: Trainer) -> Iterator[None]:
+    """Count an epoch that `max_steps` has cut short as one in progress, which a run with more steps goes on with.
+
+    Lightning counts it as a whole one, and would begin the next, with other batches than those of a run that was not
+    cut.
+    """
+    loop = cast(Any, trainer).fit_loop
+    counters = loop.epoch_progress.total, loop.epoch_progress.current
+    cut = not loop.epoch_loop._num_ready_batches_reached() and counters[1].completed == counters[1].started > 0
+    before = [(counter, counter.processed, counter.completed) for counter in counters] if cut else []
+    for counter, processed, completed in before:
+        counter.processed, counter.completed = processed - 1, completed - 1
+    try:
+        yield
+    finally:
+        for counter, processed, completed in before:
+            counter.processed, counter.completed = processed, completed
+
+
 def divided(task: Task) -> bool:
     """Whether each process holds a share of the weights (ZeRO's stage 3, FSDP)."""
     return any(hasattr(parameter, "ds_id") or isinstance(parameter, DTensor) for parameter in task.parameters())
@@ -121,6 +180,8 @@ def card(about: dict[str, Any], figures: dict[str, float], task: Task, trainer: 
     trained, kind = about["trained"], about["network"]["class_path"].rpartition(".")[2]
     adapter = f" by {trained['adapter']['method']}" if "adapter" in trained else ""
     chain = (about.get("extended") or {}).get("chain") or []
+    if averaged := checkpoints.describe_averaging(about):
+        adapter += f", {averaged},"
     further = f", extended to {short(chain[-1]['to'])} by {chain[-1]['method']}" if chain else ""
     return f"""# A zoo checkpoint: {kind} with {network["position"]["class_path"]}{further}
 

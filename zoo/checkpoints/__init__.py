@@ -20,6 +20,7 @@ from zoo.checkpoints.description import (
     callable_of,
     check_installed,
     describe,
+    describe_averaging,
     fill,
     owners,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "check_installed",
     "checked",
     "describe",
+    "describe_averaging",
     "fill",
     "listed",
     "owners",

@@ -146,6 +146,15 @@ class undrawn(TorchFunctionMode):  # noqa: N801 - it is used as a function is
         return func(*args, **kwargs)
 
 
+def describe_averaging(about: Mapping[str, Any]) -> str:
+    """By which callback a checkpoint's weights were averaged, as a clause; empty where they are those of one step."""
+    trained = about.get("trained")
+    averaged = trained.get("averaged") if isinstance(trained, Mapping) else None
+    if not isinstance(averaged, Mapping):
+        return ""
+    return f"averaged weights ({averaged.get('by')}, {averaged.get('updates')} updates)"
+
+
 def build(node: Mapping[str, Any]) -> nn.Module:
     """The network of a description, with fresh weights.
 

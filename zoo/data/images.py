@@ -28,7 +28,7 @@ from zoo.data.corpus import find_source_files, reach
 from zoo.data.digests import default_cache, digest_file, file_stamp
 from zoo.data.image_decoding import GREY, decode_image, open_image, upright_size
 from zoo.data.image_folder import read_image_folder
-from zoo.data.loader import Loader, SentenceLoader
+from zoo.data.loader import Loader, SentenceLoader, overfits
 from zoo.data.text import placed
 from zoo.errors import ZooError, listing
 
@@ -279,7 +279,8 @@ class Images(L.LightningDataModule):
                 f"There are {len(cast(Any, items))} images to train on, fewer than one batch of {self.batch} for each "
                 f"of {world} process(es).   Try a smaller --data.batch."
             )
-        return Loader(items, self.batch, self.seed, True, self.workers, rank, world, collate, finished)
+        shuffle = not overfits(self.trainer)
+        return Loader(items, self.batch, self.seed, shuffle, self.workers, rank, world, collate, finished, even=True)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         """The images to validate on, each once and in order; none where their share is 0."""

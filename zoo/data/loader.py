@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 class Order(Sampler[int]):
@@ -97,6 +100,10 @@ class SentenceLoader(DataLoader):
             raise ZooError(told[-1].rstrip("\n")) from None
 
 
+class UnshuffledOrder(Order, SequentialSampler):
+    """An order that shuffles nothing, which `--trainer.overfit_batches` recognises as such by its class."""
+
+
 class Loader(SentenceLoader):
     """A DataLoader over numbered items whose place can be stored and taken up again.
 
@@ -112,6 +119,7 @@ class Loader(SentenceLoader):
         world: how many processes share an epoch.
         collate: from a list of items to a batch.
         finished: the trainer's count of batches finished in this epoch; None counts those handed out.
+        even: whether all processes get as many items, see `Order` (default: as `shuffle`).
     """
 
     def __init__(
@@ -125,7 +133,9 @@ class Loader(SentenceLoader):
         world: int = 1,
         collate: Callable[[list[Any]], Any] | None = None,
         finished: Callable[[], int] | None = None,
+        even: bool | None = None,
     ) -> None:
+        even = shuffle if even is None else even
         size = len(dataset)  # type: ignore[arg-type]
         self.seed, self.finished = seed, finished
         self.global_batch = batch * world
@@ -135,7 +145,7 @@ class Loader(SentenceLoader):
         super().__init__(
             dataset,
             batch_size=batch,
-            sampler=Order(size, seed, shuffle, shuffle, batch, rank, world),
+            sampler=(Order if shuffle else UnshuffledOrder)(size, seed, shuffle, even, batch, rank, world),
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
@@ -201,6 +211,11 @@ class Loader(SentenceLoader):
         self.restored = (state_dict["epoch"], state_dict["batches"])
         self.order.shift = state_dict["shift"]
         self.order.said = state_dict["epoch"] - state_dict["shift"]
+
+
+def overfits(trainer: Trainer | None) -> bool:
+    """Whether the run reads the same few batches in every epoch, for which they must not be shuffled."""
+    return trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
 
 
 NAMES = {"seed": "seed", "size": "items to train on", "batch": "batch size over all processes", "streams": "streams"}

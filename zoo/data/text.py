@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from zoo.data import corpus, tokenizer
 from zoo.data.corpus import Corpus
 from zoo.data.digests import default_cache
-from zoo.data.loader import Loader, SentenceLoader
+from zoo.data.loader import Loader, SentenceLoader, overfits
 from zoo.data.positions import Placement
 from zoo.data.split import PARTS, Split, digest_text, part_of
 from zoo.data.stream import Packer, Stream, read_texts
@@ -345,8 +345,22 @@ class Text(L.LightningDataModule):
         """Shuffled blocks, or the stream; either can be stored and taken up in the middle."""
         rank, world, finished = placed(self.trainer)
         if not self.streaming:
+            shuffle = not overfits(self.trainer)
             return Loader(
-                self._part("train"), self.batch, self.seed, True, self.workers, rank, world, finished=finished
+                self._part("train"),
+                self.batch,
+                self.seed,
+                shuffle,
+                self.workers,
+                rank,
+                world,
+                finished=finished,
+                even=True,
+            )
+        if overfits(self.trainer):
+            raise ZooError(
+                "overfit_batches reads the same batches in every epoch, and a stream reads on.   "
+                "Try:  --data.streaming false, or --trainer.limit_train_batches N"
             )
         pack = partial(
             Packer,

@@ -198,6 +198,7 @@ def described(checkpoint: checkpoints.Checkpoint, subject: Reader | Viewer) -> d
         **further(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": checkpoint.about.get("trained", {}).get("steps"),
+        **({"weights": averaged} if (averaged := checkpoints.describe_averaging(checkpoint.about)) else {}),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from zoo import checkpoints
 from zoo.extend.methods import converts
 from zoo.lengths import Size, short
 
@@ -33,6 +34,8 @@ def training(about: Mapping[str, Any], what: str) -> str:
     """All training, as a clause; `what` first training was on."""
     first = steps(about)
     said = f"trained on {what}" + (f" for {first} step{'s' * (first != 1)}" if first else "")
+    if averaged := checkpoints.describe_averaging(about):
+        said += f", {averaged}"
     for run in tunings(about):
         said += f", then for {run['steps']} step{'s' * (run['steps'] != 1)}"
         if run.get("length"):
