@@ -255,7 +255,20 @@ def test_neither_cache_nor_workers_come_from_a_file(trained, place, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "word", ["https://example.com/a.txt", "hf://datasets/x", "zip://a::b", "/dev/zero", "/proc/self/environ"]
+    "word",
+    [
+        "https://example.com/a.txt",
+        "hf://datasets/x",
+        "zip://a::b",
+        "/dev/zero",
+        "/proc/self/environ",
+        "/tmp/../proc/self/environ",
+        "/proc",
+        "/",
+        "/sys/kernel",
+        "/pro[c]/self/environ",
+        "~nobody-at-all/x",
+    ],
 )
 def test_stored_data_are_local_regular_files(word, trained, place):
     path = checkpoint(trained, lambda about: put(about, "asked.data.init_args.files", [word]))
@@ -263,7 +276,7 @@ def test_stored_data_are_local_regular_files(word, trained, place):
         assert "does not choose what is opened" in run(command, path)
 
 
-@pytest.mark.parametrize("name", ["/etc", "..", "texts", "https://example.com/x", "json:x"])
+@pytest.mark.parametrize("name", ["/etc", "..", "texts", "https://example.com/x", "json:x", "text", "imagefolder"])
 def test_a_stored_data_set_is_the_name_of_one_on_the_hub(name, trained, place):
     path = checkpoint(trained, lambda about: about["asked"]["data"]["init_args"].update(files=None, dataset=name))
     assert "not the name of one on the hub" in run("validate", path)
@@ -362,6 +375,7 @@ def test_a_plugin_stands_in_at_most_four_others():
         (str, ["os.system"], [1, None, ["a"]]),
         (str | None, ["a", None], [1]),
         (type | str, [], ["os.system"]),
+        (str | list[str] | None, ["a", ["a"]], ["['/dev/zero']", "[a]"]),
         (list[int] | None, [[1], (1,), None], [["1"], "1"]),
         (tuple[float, float], [[0.9, 0.95]], [[0.9], ["a", 1]]),
         (dict[str, int], [{"a": 1}], [{"a": "b"}, {"class_path": 1}]),
@@ -396,12 +410,14 @@ def test_a_callback_deletes_no_file_outside_its_folder():
     from zoo import train
 
     state = {
-        **{"dirpath": "/run/checkpoints", "best_model_path": "/run/checkpoints/../../etc/passwd"},
+        **{"dirpath": "local:///home/x", "best_model_path": "local:///home/x/d"},
         **{"last_model_path": "/run/checkpoints/last.ckpt", "kth_best_model_path": "/home/x"},
-        "best_k_models": {"/run/checkpoints/a.ckpt": 1.0, "/run/checkpoints/../b.ckpt": 1.0},
+        "best_k_models": {"/run/checkpoints/a.ckpt": 1.0, "/run/checkpoints/x/../b.ckpt": 1.0},
     }
-    content = {"callbacks": {"ModelCheckpoint{'monitor': None}": state, "Other": {"best_model_path": "/x"}}}
-    train.forget_paths(content)
+    derived = {"best_model_path": "/x", "dirpath": "/"}
+    content = {"callbacks": {"ModelCheckpoint{'monitor': None}": state, "Derived": derived, "Odd": [1]}}
+    train.forget_paths(content, Path("/run/checkpoints/last.ckpt"))
+    assert derived["best_model_path"] == ""
     assert state["best_model_path"] == ""
     assert state["kth_best_model_path"] == ""
     assert state["last_model_path"] == "/run/checkpoints/last.ckpt"

@@ -142,7 +142,7 @@ def read_task_arguments(
     found = dict(arguments)
     found.pop("weights", None)  # a path, which a file does not choose
     where = f"The model section of {path}"
-    slots = {**checkpoints.SLOTS}
+    slots = checkpoints.SLOTS
     for name, group in slots.items():
         if isinstance(node := found.get(name), str):
             node = {"class_path": node}
@@ -204,15 +204,15 @@ def own_setting(path: str, base: type) -> type | None:
     home: Any = torch.optim if base is torch.optim.Optimizer else schedules if base is schedules.Schedule else adapter
     here = home.__name__
     found = getattr(home, name, None) if module in ("", here) or module.startswith(f"{here}.") else None
-    own = isinstance(found, type) and issubclass(found, base) and found.__module__.startswith(here)
-    return found if own else None
+    is_theirs = not isinstance(found, type) or not issubclass(found, base)
+    return None if is_theirs or f"{found.__module__}.".partition(f"{here}.")[0] else found
 
 
 def task_of(about: Mapping[str, Any], path: object) -> tuple[type, type]:
     """zoo's task for the network of a description, and that network."""
     network = about.get("network")
     name = network.get("class_path") if isinstance(network, Mapping) else None
-    if name not in TASKS or not isinstance(network.get("init_args"), Mapping):  # type: ignore[union-attr]
+    if not isinstance(name, str) or name not in TASKS or not isinstance(network.get("init_args"), Mapping):  # type: ignore[union-attr]
         raise ZooError(f"{path} is damaged: it does not describe a network of zoo's.")
     return TASKS[name]
 
@@ -267,9 +267,8 @@ def is_class(typed: str, stored: str) -> bool:
         return True
     if typed.rpartition(".")[2] != stored.rpartition(".")[2]:
         return False
-    module = typed.rpartition(".")[0]
-    if not module:
-        return True  # a bare name, which the parser knows or refuses
+    if "." not in typed:
+        return False  # a bare name, which is one of the classes that the parser knows
     return class_path(import_class(typed)) == stored
 
 

@@ -62,25 +62,41 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         content = zero.content(Path(path)) if Path(path).is_dir() and zero.holds(Path(path)) else ckpt.load(path)
-        forget_paths(content)
+        forget_paths(content, Path(path))
         return content
 
 
-def forget_paths(content: dict[str, Any]) -> None:
-    """Take out of the states of ModelCheckpoint all files outside its folder, since it deletes what it has replaced."""
+PATHS_OF_STATE = ("best_model_path", "kth_best_model_path", "last_model_path")
+"""What ModelCheckpoint remembers of files that it may delete."""
+
+
+def forget_paths(content: dict[str, Any], path: Path) -> None:
+    """Take out of the states of callbacks all files outside the folder of their checkpoint.
+
+    ModelCheckpoint deletes what it has replaced, and a file could name any other.
+
+    Args:
+        content: Of the checkpoint.
+        path: The checkpoint.
+    """
+    folder = path.absolute().parent
+
+    def beside(named: object) -> bool:
+        word = str(named)
+        here = Path(word)
+        return ":" not in word and ".." not in here.parts and here.absolute().parent == folder
+
     states = content.get("callbacks")
-    for name, state in states.items() if isinstance(states, dict) else ():
-        if not str(name).startswith("ModelCheckpoint") or not isinstance(state, dict):
+    for state in states.values() if isinstance(states, dict) else ():
+        if not isinstance(state, dict):
             continue
-        folder = os.path.abspath(str(state.get("dirpath")))
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            if os.path.dirname(os.path.abspath(str(state.get(key)))) != folder:
+        for key in PATHS_OF_STATE:
+            if key in state and not beside(state[key]):
                 state[key] = ""
-        best = state.get("best_k_models")
-        kept = best.items() if isinstance(best, dict) else ()
-        state["best_k_models"] = {
-            path: score for path, score in kept if os.path.dirname(os.path.abspath(str(path))) == folder
-        }
+        if "best_k_models" in state:
+            best = state["best_k_models"]
+            kept = best.items() if isinstance(best, dict) else ()
+            state["best_k_models"] = {name: score for name, score in kept if beside(name)}
 
 
 class CLI(LightningCLI):

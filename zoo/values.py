@@ -30,27 +30,31 @@ SEQUENCES = (
 MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
+class Unresolved:
+    """Stands for an annotation that only another parser may be able to resolve: a string is refused for it."""
+
+
 @cache
 def annotations_of(*classes: type) -> dict[str, Any]:
     """The annotations of the arguments that build these classes, by argument.
 
     A class that passes keywords on (`**kwargs`) has the arguments of its base classes too. Earlier classes win. An
-    argument without an annotation, or with one that cannot be resolved, has `Any`.
+    argument without an annotation has `Any`, and one whose annotation cannot be resolved has `Unresolved`.
     """
     found: dict[str, Any] = {}
     for owner in classes:
         for each in inspect.getmro(owner):
             if "__init__" not in vars(each) or each is object:
                 continue
-            parameters = inspect.signature(each.__init__).parameters.values()  # type: ignore[misc]
+            parameters = inspect.signature(each.__init__).parameters  # type: ignore[misc]
             try:
                 hints = typing.get_type_hints(each.__init__)  # type: ignore[misc]
-            except (NameError, TypeError, AttributeError):
-                hints = {}
-            for one in list(parameters)[1:]:
-                if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+            except Exception:  # a name that is imported for type checkers only
+                hints = dict.fromkeys(parameters, Unresolved)
+            for one in parameters.values():
+                if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.name != "self":
                     found.setdefault(one.name, hints.get(one.name, Any))
-            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
                 break
     return found
 
@@ -80,7 +84,10 @@ def check_arguments(
 
 def brief(value: Any) -> str:
     """A value for a message, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a deep nest
+        return f"a value of the type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -97,9 +104,14 @@ def is_plain(value: Any, hint: Any) -> bool:
         members = [unwrapped(each) for each in inner]
         if isinstance(value, str) and any(may_import(each) for each in members):
             return False
+        written_out = any((get_origin(each) or each) in (*SEQUENCES, *MAPPINGS) for each in members)
+        if isinstance(value, str) and written_out and not is_inert(value):
+            return False  # a parser may take it for a list or a mapping
         return any(is_plain(value, each) for each in members)
     if value is None:
-        return hint in (None, type(None), Any, object)
+        return hint in (None, type(None), Any, object, Unresolved)
+    if hint is Unresolved:
+        return isinstance(value, bool | int | float)
     if hint in (Any, object):
         return is_inert(value)
     if origin is Literal:
@@ -135,6 +147,8 @@ def is_inert(value: Any) -> bool:
             return yaml.safe_load(value) == value
         except (yaml.YAMLError, ValueError):
             return True
+        except RecursionError:
+            return False
     if isinstance(value, list | tuple):
         return all(map(is_inert, value))
     return value is None or isinstance(value, bool | int | float)

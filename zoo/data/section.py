@@ -7,6 +7,7 @@ Files and data sets that it names are opened by the Trainer's commands only, whi
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import stat
@@ -20,14 +21,20 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.data.images import Images
 from zoo.data.text import Text
-from zoo.errors import ZooError, listing
+from zoo.errors import ZooError, escape_controls, listing
 from zoo.values import check_arguments
 
 MODULES: dict[str, type[LightningDataModule]] = {"Text": Text, "Images": Images}
-NOT_STORED = frozenset({"cache", "cache_dir", "workers", "num_workers", "num_proc", "processes"})
+NOT_STORED = re.compile(
+    r"cache.*|.*_cache|.*workers|num_proc\w*|processes|n_jobs|jobs|.*threads|.*(output|save|log|out)_?dir\w*"
+)
 """Arguments that write to a folder or start processes; each command has its own default."""
 FILES = ("files", "valid_files", "test_files", "tokenizer")
 """Arguments of zoo's modules that may name files."""
+SYSTEM = tuple(map(Path, ("/proc", "/dev", "/sys")))
+"""Folders whose files are no data."""
+MOST = 10_000
+"""Files of a folder that are looked at before it is opened."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -57,7 +64,7 @@ def plain_arguments(section: Mapping[str, Any], module: type, path: object) -> d
     arguments = section.get("init_args") or {}
     if not isinstance(arguments, Mapping):
         raise ZooError(f"{path} is damaged: the arguments of its data section are not a mapping.")
-    taken = {name: value for name, value in arguments.items() if name not in NOT_STORED}
+    taken = {name: value for name, value in arguments.items() if not NOT_STORED.fullmatch(str(name))}
     check_arguments(taken, (module,), f"The data section of {path}")
     return taken
 
@@ -93,32 +100,49 @@ def check_sources(arguments: Mapping[str, Any], path: object) -> None:
     for word in named_files(arguments):
         check_local(word, path)
     dataset = arguments.get("dataset")
-    if dataset and (not HUB_NAME.fullmatch(str(dataset)) or Path(str(dataset)).exists()):
+    if dataset and (not HUB_NAME.fullmatch(str(dataset)) or Path(str(dataset)).exists() or is_packaged(str(dataset))):
         raise ZooError(
             f"{path} names the data set {dataset}, which is not the name of one on the hub. A checkpoint does not "
             "choose what is opened.   Try:  --data.dataset NAME, or --data.files FILES"
         )
 
 
+def is_packaged(name: str) -> bool:
+    """Whether a data set's name is that of a loader of `datasets`, which would read the current folder."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    return name in _PACKAGED_DATASETS_MODULES
+
+
 def check_local(word: str, path: object) -> None:
     """Raise ZooError where a word of a checkpoint names a URL, or something that is no regular file and no folder."""
-    here = Path(word).expanduser()
+    reason = None if "://" not in word and "::" not in word and "\0" not in word else "which is no local file"
     try:
-        kind = os.stat(here).st_mode
-    except (OSError, ValueError):
-        kind = None  # a glob, or not there: whoever opens it says so
-    if "://" in word or "::" in word or "\0" in word:
-        reason = "which is no local file"
-    elif kind is not None and not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-        reason = "which is no regular file"
-    elif Path("/proc") in here.absolute().parents or Path("/dev") in here.absolute().parents:
-        reason = "which is a file of the system"
-    else:
-        return
-    raise ZooError(
-        f"{path} names {word} as data, {reason}. A checkpoint does not choose what is opened.   "
-        "Try:  --data.files FILES"
-    )
+        named = Path(word).expanduser()
+        found = [named] if reason or named.exists() else [Path(each) for each in glob.iglob(str(named), recursive=True)]
+        reason = reason or next(filter(None, map(unreadable, found)), None)
+    except (OSError, ValueError, RuntimeError):
+        reason = "which cannot be looked at"
+    if reason is not None:
+        raise ZooError(
+            f"{path} names {word} as data, {reason}. A checkpoint does not choose what is opened.   "
+            "Try:  --data.files FILES"
+        )
+
+
+def unreadable(file: Path) -> str | None:
+    """Why a file that a checkpoint names is not opened; None where it is a regular one, or a folder of such."""
+    whole = file.resolve()
+    if any(root in (whole, *whole.parents) for root in SYSTEM) or whole == Path(whole.anchor):
+        return "which is a file of the system"
+    inner = sorted(whole.iterdir())[:MOST] if whole.is_dir() else []
+    for each in [whole, *inner]:
+        if not each.exists():
+            continue
+        kind = os.stat(each).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            return "which is no regular file"
+    return None
 
 
 def text_strings(value: Any) -> Iterator[str]:
@@ -144,7 +168,8 @@ def announce_sources(arguments: Mapping[str, Any], path: object) -> None:
     """
     check_sources(arguments, path)
     if sources := named_sources(arguments):
-        rank_zero_only(print)(f"zoo: {path} names the data that are read: {listing(sources)}", file=sys.stderr)
+        line = escape_controls(f"zoo: {path} names the data that are read: {listing(sources)}")
+        rank_zero_only(print)(line, file=sys.stderr)
 
 
 def refuse_sources(arguments: Mapping[str, Any], path: object) -> None:
