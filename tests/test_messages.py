@@ -43,7 +43,7 @@ RECIPES = {
         ("--model.heads 6 --model.dim 96 --model.kv_heads 4", ["4 key heads cannot serve 6 query heads"]),
         ("--config misspelt.yaml", ["No setting is called dimm in model. Did you mean dim?"]),
         ("--config deep.yaml", ["No setting is called gian in model.position. Did you mean gain?"]),
-        ("--config broken.yaml", ["The recipe is not valid YAML"]),
+        ("--config broken.yaml", ["cannot be read as YAML"]),
         ("--config section.yaml", ["No setting is called modle.dim. Did you mean model.dim?"]),
         ("--config trainer.yaml", ["trainer.max_stepz. Did you mean trainer.max_steps"]),
         ("--config files.yaml", ["data.files takes text or a list", "{'a': 3}"]),

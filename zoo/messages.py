@@ -12,8 +12,11 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import yaml
+from jsonargparse import set_loader
+from jsonargparse._loaders_dumpers import yaml_load
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -23,6 +26,7 @@ from zoo.decoder import Decoder
 from zoo.errors import ZooError, listing, near
 from zoo.matrix import unfit
 from zoo.pipeline import Extend, FineTune
+from zoo.strict_yaml import check_yaml
 from zoo.trunk import Trunk
 from zoo.vit import ViT
 
@@ -46,6 +50,16 @@ BASES = {
 PLUGINS = {**SLOTS, **NESTED}
 """Settings that name a plugin, and their groups."""
 SECTIONS = ("model", "data", "trainer", "config", "ckpt_path", "seed_everything")
+
+
+def load_strict_yaml(text: str) -> Any:
+    """YAML as jsonargparse reads it, once the text is known to be strict; words on the command line too."""
+    if "\n" in text or any(char in text for char in "&*{["):
+        check_yaml(text)
+    return yaml_load(text)
+
+
+set_loader("yaml", load_strict_yaml, exceptions=(yaml.YAMLError, ValueError, RecursionError))
 
 
 class Parser(LightningArgumentParser):
@@ -104,7 +118,7 @@ def said(message: str, parser: LightningArgumentParser) -> str:
         found = sorted(str(recipe) for recipe in Path("recipes").glob("*.yaml"))
         return f"There is no recipe at {missing[1]}. Recipes here: {listing(found)}."
     if broken := re.search(r"Problems parsing config: (.*)", flat):
-        return f"The recipe is not valid YAML: {broken[1]}"
+        return f"The recipe cannot be read as YAML: {broken[1]}"
     if text := re.search(r"Unexpected config: (.*)", flat):
         return f"The recipe is not a mapping of sections such as model, data and trainer: {text[1][:80]}"
     for pattern in (

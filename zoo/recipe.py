@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from zoo import checkpoints, plugins
+from zoo.errors import ZooError
+from zoo.strict_yaml import check_yaml, read_text
+from zoo.values import annotations_of, brief
 
 FREE = {"optimizer", "schedule", "adapter", "weights", "smoothing"} | {
     # Of the machine.
@@ -18,6 +24,54 @@ FREE = {"optimizer", "schedule", "adapter", "weights", "smoothing"} | {
 """Arguments of a task that a checkpoint's weights do not depend on."""
 TOLD = {"vocabulary", "classes", "channels", "size"}
 """Arguments of a network that the data tell where a recipe leaves them open."""
+
+
+SECTIONS = ("model", "data", "trainer")
+"""Sections of a recipe that are mappings, or the name of a class."""
+
+
+NUMBERS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""Types that do not have null, in words."""
+
+
+def check_recipe(path: Path) -> None:
+    """Raise ZooError where a recipe is no text in UTF-8, no strict YAML, or has a section that is no mapping.
+
+    Args:
+        path: The file.
+    """
+    text = read_text(path)
+    try:
+        check_yaml(text)
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ZooError(f"The recipe {path} cannot be read as YAML: {reason}") from None
+    if not isinstance(found, Mapping):
+        raise ZooError(f"The recipe {path} is not a mapping of sections such as model, data and trainer.")
+    for name, section in found.items():
+        if not isinstance(name, str):
+            raise ZooError(f"The recipe {path} has the key {name!r}, and keys are words.")
+        if name in SECTIONS and not (section is None or isinstance(section, Mapping | str)):
+            raise ZooError(
+                f"The section {name} of the recipe {path} is {brief(section)}, and a section is a mapping of settings "
+                "to values."
+            )
+
+
+def refuse_nulls(arguments: Mapping[str, Any], classes: Sequence[type], where: str) -> None:
+    """Raise ZooError where null stands for a setting whose type does not have it.
+
+    Args:
+        arguments: Of a section, by name.
+        classes: Which they build.
+        where: The section, for the message.
+    """
+    known = annotations_of(*classes)
+    for name, value in arguments.items():
+        kind = NUMBERS.get(known.get(name))
+        if value is None and kind is not None:
+            raise ZooError(f"{where}.{name} takes {kind}, and got null.   Try:  leaving it out, for its default")
 
 
 def plain(section: Any) -> dict[str, Any]:

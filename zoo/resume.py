@@ -25,6 +25,7 @@ from zoo import checkpoints, lock
 from zoo.checkpoints import lightning, zero
 from zoo.errors import ZooError, escape_controls
 from zoo.limits import reporting_damage
+from zoo.strict_yaml import check_yaml, read_text
 
 FOLDER = "runs"
 """Where runs go whose recipe does not say."""
@@ -50,11 +51,13 @@ def asked(argv: Sequence[str], name: str) -> Any:
             found = value
         if flag in ("config", "c") and Path(value).is_file():
             try:
-                node = yaml.safe_load(Path(value).read_text()) or {}
+                text = read_text(Path(value))
+                check_yaml(text)
+                node = yaml.safe_load(text) or {}
                 for section in sections:
                     node = node.get(section) or {}
                 found = (node.get("init_args") or {}).get(last, node.get(last, found))
-            except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            except (ZooError, yaml.YAMLError, AttributeError, ValueError, RecursionError):
                 return None  # which the parser tells better
     return None if found in (None, "null") else found
 

@@ -195,7 +195,7 @@ def read_setting(node: Any, name: str, base: type, argv: Sequence[str], path: ob
     if owner is None:
         raise ask_for_class(path, name, stored, f"model.{name}")
     check_arguments(arguments, (owner,), where)
-    return {"class_path": class_path(owner), "init_args": arguments}
+    return {"class_path": named_path(owner), "init_args": arguments}
 
 
 def own_setting(path: str, base: type) -> type | None:
@@ -226,6 +226,12 @@ def is_own(path: str, owner: type) -> bool:
 def class_path(owner: type) -> str:
     """The import path of a class."""
     return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def named_path(owner: type) -> str:
+    """The import path by which a recipe names a class: of torch's optimizers the short one."""
+    short = getattr(torch.optim, owner.__name__, None) is owner
+    return f"torch.optim.{owner.__name__}" if short else class_path(owner)
 
 
 def typed_class(argv: Sequence[str], setting: str) -> str | None:

@@ -34,16 +34,19 @@ from zoo.checkpoints import zero
 from zoo.continuation import FLAG, check_continuation
 from zoo.data import Images, Text
 from zoo.data.tokenizer import Tokenizer
+from zoo.decoder import Decoder
 from zoo.errors import ZooError
 from zoo.evaluate.callback import LengthGeneralisation
 from zoo.loggers import both
 from zoo.messages import Parser, buried
 from zoo.pipeline import Extend, Pipeline
-from zoo.recipe import differences, named, plain
+from zoo.recipe import check_recipe, differences, named, plain, refuse_nulls
 from zoo.scale import ZeRO
-from zoo.stored_sections import read_data_section, read_model_section, read_weights_section
+from zoo.stored_sections import import_class, read_data_section, read_model_section, read_weights_section
 from zoo.task import Task
 from zoo.tasks import ImageClassifier, LanguageModel
+from zoo.trunk import Trunk
+from zoo.vit import ViT
 
 __all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "LengthGeneralisation", "Text", "main"]
 
@@ -224,17 +227,28 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         if self.pipeline is not None:  # each of its stages makes its own
             return
+        self.refuse_nulls()
         try:
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse has buried what the class said among the types that it is not
             raise ZooError(buried(str(error))) from error
+
+    def refuse_nulls(self) -> None:
+        """Raise ZooError where a setting of the model, the data or the trainer is null and has to be something."""
+        sections = self.config[self.config.subcommand]
+        refuse_nulls(vars(sections.trainer), (Trainer,), "trainer")
+        for name in ("model", "data"):
+            owner = import_class(sections[name].class_path)
+            inner = [Decoder, Trunk] if issubclass(owner, LanguageModel) else []
+            inner += [ViT, Trunk] if issubclass(owner, ImageClassifier) else []
+            refuse_nulls(vars(sections[name].init_args), (owner, *inner), name)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer").get("plugins") or []
         given = given if isinstance(given, list) else [given]
         try:
             trainer = super().instantiate_trainer(plugins=[*given, WholeCheckpoints()], **kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             raise ZooError(f"The trainer section does not fit: {error}") from None
         if getattr(trainer, "fast_dev_run", False):  # ModelCheckpoint would save at the end of a rehearsal too
             kept = [one for one in trainer.callbacks if not isinstance(one, ModelCheckpoint)]  # type: ignore[attr-defined]
@@ -376,6 +390,9 @@ def main(argv: list[str]) -> None:
         lambda record: "Tip:" not in record.getMessage()
     )
     plugins.load_all()
+    for flag, value in resume.given(argv):
+        if flag in ("config", "c") and Path(value).is_file():
+            check_recipe(Path(value))
     sys.argv[1:] = argv
     command(CLI)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
