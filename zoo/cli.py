@@ -245,11 +245,13 @@ def check_folder(path: Path) -> None:
     """`zoo check FOLDER`: compare its weights with the checksums that it records."""
     from zoo.checkpoints import form
     from zoo.checkpoints.folder import compare_checksums
+    from zoo.limits import reporting_damage
 
     if not path.is_dir():
         raise ZooError(f"There is no folder {path}. zoo check takes a plugin's name, or a folder with weights.")
-    form(path)
-    told = compare_checksums(path)
+    with reporting_damage(path):
+        form(path)
+        told = compare_checksums(path)
     for name, state in told.items():
         print(f"{'FAIL' if state == 'different' else 'pass' if state == 'same' else 'skip'}  {name}: {state}")
     if "different" in told.values():

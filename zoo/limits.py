@@ -136,6 +136,8 @@ def check_sizes(network: Mapping[str, Any], shapes: Sequence[Sequence[int]], pat
     arguments = network.get("init_args")
     if not isinstance(arguments, Mapping):
         raise ZooError(f"{path} is damaged: it does not describe a network.")
+    for name in ("position", "kernel"):
+        check_node(arguments.get(name), f"{path} is damaged: it declares {name}")
     largest = max((size for shape in shapes for size in shape), default=0)
     bounds = {"layers": len(shapes), **dict.fromkeys(WIDTHS, largest), **dict.fromkeys(LENGTHS, LONGEST), "size": SIDE}
     for name, bound in bounds.items():
@@ -146,6 +148,16 @@ def check_sizes(network: Mapping[str, Any], shapes: Sequence[Sequence[int]], pat
                 f"{path} is damaged: it declares {name} {brief_number(value)}, and its weights have "
                 + (f"{len(shapes)} tensors." if name == "layers" else f"at most {bound}.")
             )
+
+
+def check_node(node: Any, where: str) -> None:
+    """Raise ZooError where what describes a plugin is no class with a mapping of arguments, or null."""
+    while node is not None:
+        arguments = node.get("init_args") if isinstance(node, Mapping) else None
+        named = isinstance(node, Mapping) and isinstance(node.get("class_path"), str)
+        if not named or not (arguments is None or isinstance(arguments, Mapping)):
+            raise ZooError(f"{where}, which describes no plugin by its name and a mapping of arguments.")
+        node, where = (arguments or {}).get("extension"), f"{where}.extension"
 
 
 def brief_number(value: Any) -> str:

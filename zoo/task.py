@@ -254,7 +254,7 @@ class Task(LightningModule):
     def configure_optimizers(self) -> Any:
         try:
             optimizer = self.optimizer(cast(Iterable[nn.Parameter], self.groups()))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ZooError(f"The optimizer does not take its settings: {error}.") from None
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             # A fused optimizer can divide by a scale, for which Lightning refuses to clip beside it, scale or none.

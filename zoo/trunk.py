@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Plugin = TypeVar("Plugin", PositionEncoding, Kernel)
 
+LAYERS, WIDEST = 10_000, 2**40
+"""Layers, and numbers in a row, of which there are never more."""
+
 
 class Trunk(nn.Module):
     """The stack of blocks with its position encoding and its attention kernel.
@@ -388,6 +391,8 @@ def shape(
     }.items():
         if value < 1:
             raise ZooError(f"The model needs at least 1 for {name}, and got {value}.")
+        if value > (LAYERS if name == "layers" else WIDEST):
+            raise ZooError(f"The model has {name} {value:.3g}, and no machine holds so many.   Try:  a smaller {name}")
     if head_dim is None and dim % heads:
         fits = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0 and abs(n - heads) <= heads)
         raise ZooError(f"A width of {dim} does not divide into {heads} heads. Heads that fit: {fits}; or set head_dim.")

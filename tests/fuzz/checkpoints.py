@@ -71,7 +71,7 @@ def furnish(place: Path) -> None:
     (place / "texts").mkdir(parents=True)
     for number in range(12):
         (place / "texts" / f"{number}.txt").write_text(f"{number} and the words of this text " * 40)
-    (place / "secret").write_text("nobody's business")
+    (place / "nobodys-secret").write_text("nobody's business")
     (place / "hostile_module.py").write_text(
         "from pathlib import Path\nPath('ran').touch()\ndef run(*_, **__): Path('ran').touch()\n"
         "class Calls:\n    def __init__(self, function=None, **_): function()\n"
@@ -139,11 +139,11 @@ def repickle(path: Path, rng: random.Random, how: float) -> None:
         if part == "all":
             content = change(content, rng, odd)
         else:
-            content[part] = change(content[part], rng, odd)
+            content[part] = change(content.get(part, {}), rng, odd)
         torch.save(content, path)
     elif how < 0.7:
         content = torch.load(path, weights_only=False)
-        for name in content.get("state_dict", {}):
+        for name in content.get("state_dict", {}) if isinstance(content, dict) else ():
             content["state_dict"][name] = torch.full_like(content["state_dict"][name], float("nan"))
         torch.save(content, path)
     elif how < 0.75:
@@ -182,7 +182,7 @@ def tokenizer(path: Path, rng: random.Random) -> None:
         lambda old: {**old, "packed": base64.b64encode(zlib.compress(bytes(200 << 20), 9)).decode(), "kind": "tokenizers", "end": 0},  # noqa: E501
         lambda old: {**old, "ranks": base64.b64encode(zlib.compress(bytes(200 << 20), 9)).decode(), "pattern": "x"},
         lambda old: {**old, "ranks": base64.b64encode(zlib.compress(b"YQ== 0\n" * 1000)).decode(), "pattern": "("},
-        lambda old: {**old, "name": "/etc/secret"},
+        lambda old: {**old, "name": "nobodys-secret"},
         lambda old: {**old, "kind": rng.choice(["os", "tokenizers", 5, None])},
         lambda old: {**old, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 50_000}] * 40}},  # noqa: E501
         lambda old: {**old, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "A" * 4000}},
@@ -239,7 +239,7 @@ def make(whole: Path, place: Path, seed: int) -> Case:
     place.mkdir(parents=True)
     source = whole / name
     (shutil.copytree if source.is_dir() else shutil.copy)(source, place / name)
-    for other in ("texts", "hostile_module.py", "secret"):
+    for other in ("texts", "hostile_module.py", "nobodys-secret"):
         (place / other).symlink_to(whole / other)
     usable = [
         each

@@ -31,7 +31,14 @@ def value(rng: random.Random, deepest: int = 400) -> Any:
         [
             *(None, True, False, 0, 1, -1, 3, 10**9, 10**18, -(10**9), 2**63, 10**400, 0.5, -0.0, 1e308, 1e-320),
             *(math.nan, math.inf, -math.inf, "", "x", "nan", "1e400", "0x10", "~", "null", "x" * 20_000),
-            *("\x1b[31mred\x07", "\u202eabc", "../../secret", "/etc/secret", "file:///secret", "https://example.com/x"),
+            *(
+                "\x1b[31mred\x07",
+                "\u202eabc",
+                "nobodys-secret",
+                "nobodys-secret",
+                "file:///nobodys-secret",
+                "https://example.com/x",
+            ),
             *("nowhere", "linear", "yarn", "true", "[1, 2]", "{class_path: os.system}", "!!python/name:os.system"),
             *NAMES,
             *([], {}, [1], [None], ["a", 1], [[1], [2]], {"a": 1}, {"": {}}, [10**9, 10**9], [0, 0]),

@@ -90,7 +90,7 @@ def make(whole: Path, place: Path, seed: int) -> Case:
     """A case: a damaged recipe in a folder of its own, which is printed or begun."""
     rng = random.Random(seed)
     place.mkdir(parents=True)
-    for other in ("texts", "hostile_module.py", "secret"):
+    for other in ("texts", "hostile_module.py", "nobodys-secret"):
         (place / other).symlink_to(whole / other)
     content = text_of(rng)
     (place / "recipe.yaml").write_bytes(content)

@@ -162,7 +162,7 @@ def watch(folder: Path, noted: Path) -> None:
     """Note what the input might have chosen, from here on."""
     known = set(sys.modules)
     roots = [str(Path(path).resolve()) for path in sys.path if path and Path(path) != folder]
-    may_write = [str(folder.resolve()), os.environ.get("ZOO_CACHE", ""), "/dev/", "/proc/self/", "/tmp/torch"]
+    may_write = [str(folder.resolve()), os.environ.get("ZOO_CACHE", ""), "/dev/", "/proc/self/", "/tmp/"]
     log = os.open(noted, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(line: str) -> None:
@@ -188,11 +188,11 @@ def watch(folder: Path, noted: Path) -> None:
             note(f"connection {arguments[1]!r}")
         elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             path = os.path.abspath(os.fsdecode(arguments[0]))
-            if "secret" in path:
+            if path.endswith("nobodys-secret"):
                 note(f"file {path}")
             elif isinstance(arguments[2], int) and arguments[2] & WRITING:
                 inside = any(root and path.startswith(root) for root in may_write) or any(map(path.startswith, roots))
-                if not inside and not path.startswith("/tmp/tmp"):
+                if not inside:
                     note(f"written file {path}")
 
     sys.addaudithook(hook)

@@ -27,6 +27,8 @@ from zoo.checkpoints.tensors import header, pack
 from zoo.errors import ZooError
 from zoo.hub import files as hub
 from zoo.hub import tokenizers
+from zoo.limits import read_json
+from zoo.strict_yaml import check_yaml
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.yaml", "model.safetensors", "tokenizer.json", "README.md"
 HUB = "hub"
@@ -87,12 +89,14 @@ def said(path: Path) -> dict[str, Any]:
     if missing and not (missing == [WEIGHTS] and (path / HUB).is_dir()):
         raise ZooError(f"{path} is not a zoo checkpoint folder: {' and '.join(missing)} missing.")
     try:
-        about = dict(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
+        text = (path / CONFIG).read_text(encoding="utf-8")
+        check_yaml(text)
+        about = dict(yaml.safe_load(text))
         if (path / TOKENIZER).is_file():
-            about["tokenizer"] = json.loads((path / TOKENIZER).read_text(encoding="utf-8"))
+            about["tokenizer"] = read_json(path / TOKENIZER)
             if "model" in about["tokenizer"]:  # that of a folder which others read too
                 about["tokenizer"] = tokenizers.read(path, about["network"]["init_args"]["vocabulary"])
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(path, error) from None
     if about.get("added") and not (path / ADDED).is_file():
         raise ZooError(f"{path} is damaged: {ADDED} is missing, which its {CONFIG} speaks of.")
