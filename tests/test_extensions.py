@@ -123,7 +123,7 @@ def test_one_that_is_not_installed_is_named_with_its_distribution(trained, tmp_p
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(about))
-    sentence = r"needs the extension Yonder of zoo-yonder 1\.2, which is not installed\. Try:  pip install zoo-yonder"
+    sentence = r"needs the extension Yonder, which is not installed\..*of the distribution zoo-yonder 1\.2"
     with pytest.raises(ZooError, match=sentence):
         checkpoints.read(tmp_path).network()
 
@@ -225,7 +225,7 @@ def test_an_encoding_and_an_extension_may_share_a_name(monkeypatch):
     owners = checkpoints.owners(network)
     assert list(owners) == ["Both", "zoo.extensions:Both", "Auto"]
     about = {"plugins": {"zoo.extensions:Both": ["zoo.extensions", "zoo-both 1"]}}
-    with pytest.raises(ZooError, match="needs the extension Both of zoo-both 1"):
+    with pytest.raises(ZooError, match=r"needs the extension Both, .*of the distribution zoo-both 1"):
         checkpoints.Checkpoint("here", about, {}).network()
 
 

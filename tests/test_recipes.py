@@ -125,11 +125,13 @@ def test_the_vision_transformer_trains_on_a_folder(name, tmp_path, monkeypatch):
 
     for part in ("train", "test"):
         for label in ("ant", "bee"):
-            (tmp_path / part / label).mkdir(parents=True)
+            (tmp_path / "pictures" / part / label).mkdir(parents=True)
             for number in range(6):
-                Image.new("RGB", (40, 36), (number * 40, 100, 200)).save(tmp_path / part / label / f"{number}.png")
+                Image.new("RGB", (40, 36), (number * 40, 100, 200)).save(
+                    tmp_path / "pictures" / part / label / f"{number}.png"
+                )
     small = ["--model.dim=32", "--model.layers=1", "--model.heads=2", "--data.size=32", "--data.batch=4"]
-    flags = [f"--data.files={tmp_path}", f"--data.cache={tmp_path / 'cache'}", "--data.workers=0"]
+    flags = [f"--data.files={tmp_path / 'pictures'}", f"--data.cache={tmp_path / 'cache'}", "--data.workers=0"]
     fit(
         NAMES[name],
         tmp_path / "run",

@@ -183,12 +183,13 @@ def callable_of(node: Mapping[str, Any], group: str, depth: int = 1) -> Callable
     owner, arguments = plugins.load(group, name), dict(node.get("init_args") or {})
     if depth > DEPTH:
         raise ZooError(f"The description of {name} stands in more than {DEPTH} other plugins.")
-    check_arguments(arguments, (owner,), f"The description of {name}", NESTED)
     for slot, inner in NESTED.items():
         if isinstance(asked := arguments.get(slot), Mapping):
             if not issubclass(plugins.load(inner, asked["class_path"]), taken(owner)):
                 raise ZooError(unfit(owner, asked["class_path"]))
             arguments[slot] = callable_of(asked, inner, depth + 1)
+    plain = {key: value for key, value in arguments.items() if not (key in NESTED and callable(value))}
+    check_arguments(plain, (owner,), f"The description of {name}", NESTED)
     return functools.partial(owner, **arguments)
 
 

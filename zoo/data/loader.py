@@ -215,7 +215,7 @@ class Loader(SentenceLoader):
 
 def overfits(trainer: Trainer | None) -> bool:
     """Whether the run reads the same few batches in every epoch, for which they must not be shuffled."""
-    return trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
+    return trainer is not None and getattr(trainer, "overfit_batches", 0) > 0  # type: ignore[attr-defined]
 
 
 NAMES = {"seed": "seed", "size": "items to train on", "batch": "batch size over all processes", "streams": "streams"}
