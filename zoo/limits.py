@@ -192,6 +192,8 @@ def escape_description(about: Any, path: object) -> Any:
                 escape(key, depth + 1): each if key == "tokenizer" and not depth else escape(each, depth + 1)
                 for key, each in value.items()
             }
+        if value is not None and not isinstance(value, bool | int | float):
+            raise ZooError(f"{path} is damaged: its description holds a value of the type {type(value).__name__}.")
         return value
 
     found = escape(about, 0)

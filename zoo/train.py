@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -53,6 +54,8 @@ __all__ = ["CLI", "ImageClassifier", "Images", "LanguageModel", "LengthGeneralis
 
 RESTORE = os.path.join("connectors", "checkpoint_connector.py")
 """Where Lightning takes up what a checkpoint says."""
+RESTORING = {"load_state_dict", "on_load_checkpoint", "_load_combined_loader_states", "restore"}
+"""Functions that take up a part of it later."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -242,6 +245,9 @@ class CLI(LightningCLI):
             inner = [Decoder, Trunk] if issubclass(owner, LanguageModel) else []
             inner += [ViT, Trunk] if issubclass(owner, ImageClassifier) else []
             refuse_nulls(vars(sections[name].init_args), (owner, *inner), name)
+            for key, node in vars(sections[name].init_args).items():
+                if isinstance(node, Namespace) and "class_path" in node and "init_args" in node:
+                    refuse_nulls(vars(node.init_args), (import_class(node.class_path),), f"{name}.{key}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer").get("plugins") or []
@@ -292,7 +298,8 @@ class CLI(LightningCLI):
         except Exception as error:
             if is_lightning_refusal(error):
                 raise ZooError(f"Lightning's trainer refuses this run: {' '.join(str(error).split())}") from error
-            restoring = any(frame.filename.endswith(RESTORE) for frame in traceback.extract_tb(error.__traceback__))
+            frames = traceback.extract_tb(error.__traceback__)
+            restoring = any(frame.filename.endswith(RESTORE) or frame.name in RESTORING for frame in frames)
             if isinstance(error, ZooError | OSError) or not restoring or failures.lacks_memory(error):
                 raise
             reason = " ".join(str(error).split())[:200]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 SLOW = 20.0
 """Seconds in which a refusal is to be there."""
-KILLED = 120
+KILLED = 60
 """Seconds after which a case is ended."""
 SPARE = 512 << 20
 """Bytes that a refusal may need above the memory after imports, beside four times the size of its input."""
@@ -56,15 +56,16 @@ class Outcome:
     @property
     def faults(self) -> list[str]:
         """What is wrong with it, in words; empty where nothing is."""
-        chosen = [each for each in self.violations if self.case.kind != "recipe" or not each.startswith("import")]
-        found = [f"chosen by the input: {each}" for each in chosen]  # a recipe is the user's, and may name any class
+        chosen = [] if self.case.kind == "recipe" else self.violations  # a recipe is the user's: any class, any file
+        found = [f"chosen by the input: {each}" for each in chosen]
         if "Traceback (most recent call last)" in self.output or "this is a bug" in self.output:
             found.append("a traceback")
-        if self.status not in (0, 2):
+        ended = self.case.kind == "recipe" and self.status == -9  # it is being trained: what is valid has no time limit
+        if self.status not in (0, 2) and not ended and not (self.status == 1 and self.case.command[0] == "check"):
             found.append(f"status {self.status}")
         if self.status == 2 and self.seconds > SLOW:
             found.append(f"refused after {self.seconds:.0f} s")
-        if self.status != 0 and self.memory > SPARE + 4 * self.case.size:
+        if self.status != 0 and not ended and self.memory > SPARE + 4 * self.case.size:
             found.append(f"{self.memory >> 20} MiB")
         return found
 

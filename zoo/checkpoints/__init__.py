@@ -19,6 +19,7 @@ from zoo.checkpoints.description import (
     build,
     callable_of,
     check_installed,
+    check_network,
     describe,
     describe_averaging,
     fill,
@@ -110,4 +111,5 @@ def checked(about: Any, shapes: Sequence[Sequence[int]], path: Path) -> dict[str
         )
     if "network" in found:
         check_sizes(found["network"], shapes, path)
+        check_network(found, path)
     return found

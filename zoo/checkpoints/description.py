@@ -75,7 +75,8 @@ def check_installed(about: Mapping[str, Any], path: object) -> None:
     """Raise ZooError where a description records a plugin that is not installed; it names the distribution."""
     recorded = about.get("plugins")
     for key, owner in recorded.items() if isinstance(recorded, Mapping) else ():
-        if not isinstance(owner, list | tuple) or len(owner) != 2 or owner[0] not in plugins.GROUPS:
+        words = isinstance(owner, list | tuple) and len(owner) == 2 and all(isinstance(each, str) for each in owner)
+        if not words or owner[0] not in plugins.GROUPS:
             raise ZooError(f"{path} is damaged: what it says under plugins is not what a checkpoint says there.")
         (group, distribution), name = owner, str(key).rpartition(":")[2]
         if name not in plugins.names(group):
@@ -153,6 +154,28 @@ def describe_averaging(about: Mapping[str, Any]) -> str:
     if not isinstance(averaged, Mapping):
         return ""
     return f"averaged weights ({averaged.get('by')}, {averaged.get('updates')} updates)"
+
+
+def check_network(about: Mapping[str, Any], path: object) -> None:
+    """Raise ZooError where a description's network, if it is one of zoo's, cannot be built from what it says.
+
+    Nothing is built: plugins have to be installed, and arguments plain values of their types.
+
+    Args:
+        about: The description.
+        path: The checkpoint, for messages.
+    """
+    node = about.get("network") or {}
+    if node.get("class_path") not in NETWORKS:
+        return
+    check_installed(about, path)
+    arguments = node.get("init_args") or {}
+    module, _, name = str(node["class_path"]).rpartition(".")
+    network = getattr(importlib.import_module(module), name)
+    check_arguments(arguments, (network, Trunk), f"The description of the {name} in {path}", SLOTS)
+    for slot, group in SLOTS.items():
+        if isinstance(arguments.get(slot), Mapping):
+            callable_of(arguments[slot], group)
 
 
 def build(node: Mapping[str, Any]) -> nn.Module:

@@ -109,6 +109,7 @@ def checked(path: Path) -> list[Path]:
     if not files:
         raise ZooError(f"{place} has none of the files of a DeepSpeed checkpoint (*_model_states.pt).")
     for file in files:
+        archive.check_archive(file)
         try:
             with torch.serialization.safe_globals(list(ALLOWED)):
                 unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)

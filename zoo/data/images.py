@@ -29,7 +29,7 @@ from zoo.data.digests import default_cache, digest_file, file_stamp
 from zoo.data.image_decoding import GREY, decode_image, open_image, upright_size
 from zoo.data.image_folder import read_image_folder
 from zoo.data.loader import Loader, SentenceLoader, overfits
-from zoo.data.text import placed
+from zoo.data.text import PROCESSES, placed
 from zoo.errors import ZooError, listing
 
 COMPARED = 2 << 30
@@ -95,6 +95,8 @@ class Images(L.LightningDataModule):
         for name, number, least in (("batch", batch, 1), ("size", size, 1), ("workers", workers, 0), ("seed", seed, 0)):
             if number is not None and number < least:
                 raise ZooError(f"--data.{name} must be at least {least}, not {number}.")
+        if workers > PROCESSES:
+            raise ZooError(f"--data.workers must be from 0 to {PROCESSES}, not {workers}.")
         if not 0 <= randaugment <= 10 or not 1 <= magnitude <= 29 or mixup < 0 or not 0 <= shift < 1:
             raise ZooError(
                 "Augmentation takes 0 to 10 operations of RandAugment with a magnitude of 1 to 29, a mixup of at least "

@@ -30,6 +30,7 @@ from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import Blocks, Stored, tokenise
 from zoo.errors import ZooError
 
+PROCESSES = 1024  # that load batches at most
 HEAD = 20_000  # documents of a stream among which those to validate and test on are sought
 TRAINED = 64_000_000  # characters that a BPE is trained on at most
 RULE = 2  # of parting a corpus: what is kept under an older one has other documents in its parts
@@ -97,8 +98,10 @@ class Text(L.LightningDataModule):
         for name, number in (("batch", batch), ("length", length), ("limit", limit)):
             if number is not None and number < 1:
                 raise ZooError(f"--data.{name} must be at least 1, not {number}.")
-        if workers < 0 or seed < 0:
-            raise ZooError(f"--data.workers and --data.seed must be at least 0, not {workers} and {seed}.")
+        if not 0 <= workers <= PROCESSES or seed < 0:
+            raise ZooError(
+                f"--data.workers must be from 0 to {PROCESSES} and --data.seed at least 0, not {workers} and {seed}."
+            )
         self.files, self.dataset, self.subset, self.column, self.streaming = files, dataset, subset, column, streaming
         self.given, self.size, self.length, self.batch = tokenizer, vocabulary, length, batch
         self.positions = positions

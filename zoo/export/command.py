@@ -97,11 +97,13 @@ def main(argv: list[str]) -> None:
 def folder(options: argparse.Namespace, path: Path, out: Path, command: str) -> list[str]:
     """Write a folder; what is to be said of it."""
     from zoo import checkpoints
+    from zoo.checkpoints.stored import Weights
     from zoo.export import dual, engines, gate
     from zoo.export.write import CARD, card, plan, write
     from zoo.extend.write import whole
 
     found = checkpoints.listed(path)
+    checkpoints.Checkpoint(path, found.about, Weights(found.weights)).compare_shapes()
     profiles = dual.profiles(found) if options.dual else {"": found}
     said = {name: plan(each, code=options.code) for name, each in profiles.items()}
     for words in said.values():
@@ -131,12 +133,14 @@ def file(options: argparse.Namespace, path: Path, out: Path, command: str) -> li
     import torch
 
     from zoo import checkpoints
+    from zoo.checkpoints.stored import Weights
     from zoo.data.tokenizer import Tokenizer
     from zoo.export import gate
     from zoo.extend.write import whole
     from zoo.hub import gguf
 
     found = checkpoints.listed(path)
+    checkpoints.Checkpoint(path, found.about, Weights(found.weights)).compare_shapes()
     told = found.about.get("tokenizer")
     kind = None if options.type is None else getattr(torch, options.type)
     with whole(out) as beside:
