@@ -6,6 +6,7 @@ from zoo import cli
 from zoo.errors import ZooError
 
 RECIPES = {
+    "nested.yaml": "model: {init_args: {position: {class_path: RoPE, init_args: [1]}}}",
     "misspelt.yaml": "model:\n  class_path: LanguageModel\n  init_args:\n    dimm: 3\n",
     "deep.yaml": "model:\n  class_path: LanguageModel\n  init_args:\n    position:\n      class_path: FoPE\n"
     "      init_args:\n        gian: 3\n",
@@ -49,6 +50,25 @@ RECIPES = {
         ("--config files.yaml", ["data.files takes text or a list", "{'a': 3}"]),
         ("--config list.yaml", ["model.layers takes a whole number, and got '[1]'."]),
         ("--config text.yaml", ["not a mapping of sections"]),
+        (
+            "--config nested.yaml",
+            ["model.position takes the name of a position encoding, or a mapping", "'init_args': [1]"],
+        ),
+        ("--model.position [RoPE]", ["the name of a position encoding, or a mapping of class_path and init_args"]),
+        ("--model.position.extension YaRN --model.position.extension.factor null", ["a number, and got null."]),
+        ("--model.optimizer.lr x", ["lr takes a number", "'x'"]),
+        ("--trainer.logger Nothing", ["There is no class Nothing for logger", "import path"]),
+        ("--trainer.precision 3", ["32-true or", "and got '3'"]),
+        ("--trainer.val_check_interval 0", ["1 or more, or a share of an epoch", "got 0."]),
+        ("--trainer.log_every_n_steps -1", ["trainer.log_every_n_steps takes a number, 0 or more, and got -1."]),
+        ("--trainer.accumulate_grad_batches 0", ["1 or more, and got 0."]),
+        ("--trainer.gradient_clip_val .nan", ["0 or more, and got nan."]),
+        ("--trainer.limit_val_batches 1.5", ["a share from 0.0 to 1.0, and got 1.5."]),
+        ("--trainer.devices -2", ["devices", "int > 0"]),
+        ("--trainer.max_steps null", ["trainer.max_steps takes a whole number, and got null."]),
+        ("--seed_everything -1", ["from 0 to 4294967295, and got -1."]),
+        ("--data.workers 100000", ["from 0 to 1024"]),
+        ("--model.layers 1000000000", ["no machine holds so many"]),
     ],
 )
 def test_a_mistake_gets_a_sentence(flags, says, tmp_path, monkeypatch, capsys):

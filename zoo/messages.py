@@ -47,6 +47,8 @@ BASES = {
     "optimizer": "torch.optim.Optimizer",
     "adapter": "zoo.adapter.Adapter",
 }
+CLASSES = ("callbacks", "logger", "strategy", "plugins", "profiler")
+"""Settings of the trainer whose values are classes of Lightning's or of anybody's."""
 PLUGINS = {**SLOTS, **NESTED}
 """Settings that name a plugin, and their groups."""
 SECTIONS = ("model", "data", "trainer", "config", "ckpt_path", "seed_everything")
@@ -154,8 +156,13 @@ def said(message: str, parser: LightningArgumentParser) -> str:
     if kinds := re.findall(r"Expected an? <class '([\w.]+)'>", flat):
         words = re.findall(r"'([^']+)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", flat)))
         what = " or ".join(dict.fromkeys([*(KINDS.get(name, name.rpartition(".")[2]) for name in kinds), *words]))
-        value = re.search(r"(?:Got|Given) value: (.+?)(?:\. Got value|$)", flat)
-        return f"{path} takes {what}, and got {value[1] if value else 'something else'!r}."
+        value = re.search(r"Given value: (.+?)$", flat) or re.search(r"Got value: (.+?)(?:\. Got value|$)", flat)
+        got = value[1].partition(" - Expected")[0] if value else "something else"
+        if (
+            set(kinds) == {"NoneType"} and not words
+        ):  # no type but null is plain: the others are classes, with a mapping for each
+            what = describe_class_setting(word)
+        return f"{path} takes {what}, and got {'null' if got == 'None' else repr(got)}."
     return message.strip()
 
 
@@ -187,6 +194,16 @@ def holder(flat: str) -> type | None:
     return next(filter(None, found), None)
 
 
+def describe_class_setting(word: str) -> str:
+    """What a setting takes whose type is a class, or a group of settings."""
+    if word in PLUGINS:
+        kind = plugins.GROUPS[PLUGINS[word]]
+        return f"the name of a {kind}, or a mapping of class_path and init_args, which is a mapping itself, or null"
+    if word in BASES:
+        return f"the name of a {word}, or a mapping of class_path and init_args, which is a mapping itself, or null"
+    return "a mapping of settings to values, or null"
+
+
 def unknown_class(word: str, name: str, flat: str) -> str:
     """No class of that name: the near ones and the installed ones; or it is one that does not fit."""
     if word in PLUGINS:
@@ -196,6 +213,10 @@ def unknown_class(word: str, name: str, flat: str) -> str:
             return str(error)
         if word in NESTED and (owner := holder(flat)):
             return unfit(owner, name)
+    if word not in BASES and word not in PLUGINS and word not in CLASSES:
+        return f"{word} takes a number, or another plain value of its type, and got {name!r}."
+    if word in CLASSES:
+        return f"There is no class {name} for {word}.   Try:  its import path, package.module.Class"
     names = [one.__name__ for one in subclasses(BASES[word])] if word in BASES else []
     guess = near(name, names)
     hint = f" Did you mean {' or '.join(guess)}?" if guess else ""

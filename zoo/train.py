@@ -8,6 +8,7 @@ checkpoint's weights takes the checkpoint's model where nothing else is asked fo
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
@@ -56,6 +57,22 @@ RESTORE = os.path.join("connectors", "checkpoint_connector.py")
 """Where Lightning takes up what a checkpoint says."""
 RESTORING = {"load_state_dict", "on_load_checkpoint", "_load_combined_loader_states", "restore"}
 """Functions that take up a part of it later."""
+
+
+TRAINER_NUMBERS: Mapping[str, tuple[float, float]] = {
+    **{name: (1, math.inf) for name in ("accumulate_grad_batches", "check_val_every_n_epoch")},
+    **{name: (0, math.inf) for name in ("log_every_n_steps", "gradient_clip_val", "min_steps", "min_epochs")},
+    **{name: (-1, math.inf) for name in ("max_steps", "max_epochs", "num_sanity_val_steps")},
+}
+"""Numbers of the trainer section, each with the least and the largest."""
+SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
+"""Numbers of batches, or shares of all."""
+
+
+def check_seed(seed: Any) -> None:
+    """Raise ZooError for a seed that the generators do not take."""
+    if isinstance(seed, int) and not isinstance(seed, bool) and not 0 <= seed < 2**32:
+        raise ZooError(f"seed_everything takes a whole number from 0 to {2**32 - 1}, and got {seed}.")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -231,10 +248,43 @@ class CLI(LightningCLI):
         if self.pipeline is not None:  # each of its stages makes its own
             return
         self.refuse_nulls()
+        self.check_trainer_numbers()
         try:
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse has buried what the class said among the types that it is not
             raise ZooError(buried(str(error))) from error
+
+    def check_trainer_numbers(self) -> None:
+        """Raise ZooError for a number of the trainer section, or a seed, that Lightning would take or stumble over."""
+        sections = self.config[self.config.subcommand]
+        for name, (least, most) in TRAINER_NUMBERS.items():
+            value = sections.trainer.get(name)
+            if isinstance(value, bool) or value is None:
+                continue
+            if not isinstance(value, int | float) or not least <= value <= most:
+                bounds = f"{least} or more" if math.isinf(most) else f"from {least} to {most}"
+                raise ZooError(f"trainer.{name} takes a number, {bounds}, and got {value!r}.")
+        for name in SHARES:
+            value = sections.trainer.get(name)
+            if isinstance(value, int | float) and not (value >= 0 and (value <= 1 or value == int(min(value, 2**62)))):
+                raise ZooError(
+                    f"trainer.{name} takes a number of batches, 0 or more, or a share from 0.0 to 1.0, and got "
+                    f"{value!r}."
+                )
+        every = sections.trainer.get("val_check_interval")
+        if (
+            isinstance(every, int | float)
+            and not isinstance(every, bool)
+            and not (0 < every <= 1 or (every >= 1 and isinstance(every, int)))
+        ):
+            raise ZooError(
+                "trainer.val_check_interval takes a number of batches, 1 or more, or a share of an epoch above 0.0 and "
+                f"at most 1.0, and got {every!r}."
+            )
+
+    def _set_seed(self) -> None:
+        check_seed(self._get(self.config, "seed_everything"))
+        super()._set_seed()
 
     def refuse_nulls(self) -> None:
         """Raise ZooError where a setting of the model, the data or the trainer is null and has to be something."""
