@@ -156,7 +156,8 @@ def said(message: str, parser: LightningArgumentParser) -> str:
     if kinds := re.findall(r"Expected an? <class '([\w.]+)'>", flat):
         words = re.findall(r"'([^']+)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", flat)))
         what = " or ".join(dict.fromkeys([*(KINDS.get(name, name.rpartition(".")[2]) for name in kinds), *words]))
-        value = re.search(r"Given value: (.+?)$", flat) or re.search(r"Got value: (.+?)(?:\. Got value|$)", flat)
+        rest = r" value: (.+?)(?:\. Got value|$)"
+        value = re.search("Given" + rest, flat) or re.search("Got" + rest, flat)
         got = value[1].partition(" - Expected")[0] if value else "something else"
         if (
             set(kinds) == {"NoneType"} and not words

@@ -337,3 +337,10 @@ def test_text_that_is_not_what_was_trained_on_is_named(files):
     other = texts.held_out({"asked": {"data": data}, "corpus": "another"}, opens=True)
     assert "not the text that it was trained on" in other.origin
     assert other.texts == same.texts
+
+
+def test_a_run_that_held_nothing_out_says_so(files):
+    data = {"class_path": "zoo.data.Text", "init_args": {"files": files, "test": 0}}
+    about = {"asked": {"data": data}, "corpus": texts.Text(files=files, test=0).digest}
+    with pytest.raises(ZooError, match=r"held out no document.*Try:  --files with texts that it was not trained on"):
+        texts.chosen([files], about)

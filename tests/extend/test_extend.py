@@ -642,7 +642,7 @@ def test_nothing_else_is_overwritten(parent, tmp_path):
         ({"extended": {"length": 16, "chain": [{"to": 64}]}}, "under extended"),
         ({"extended": {"length": 16, "chain": []}}, "under extended"),
         ({"extended": 7}, "under extended"),
-        ({"network": node(extension="YaRN")}, "does not describe a network"),
+        ({"network": node(extension="YaRN")}, "position.extension, which describes no plugin by its name"),
     ],
 )
 def test_a_damaged_description_is_a_sentence(parent, tmp_path, damage, says):

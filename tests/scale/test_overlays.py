@@ -121,12 +121,18 @@ class Runs:
 
     def __init__(self, folder):
         self.folder, self.done = folder, {}
-        (folder / "texts").mkdir()
         for number in range(12):
-            words = " ".join(str(number * 7919 + i * i) for i in range(320))
-            (folder / "texts" / f"{number}.txt").write_text(words)
+            self.write(folder / "texts" / f"{number}.txt", number)
         self.script = folder / "zoo_main.py"  # which Lightning starts again for the second process
         self.script.write_text("from zoo.cli import main\n\nif __name__ == '__main__':\n    main()\n")
+
+    def write(self, path, number):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(" ".join(str(number * 7919 + i * i) for i in range(320)))
+        return path
+
+    def unseen(self):
+        return self.write(self.folder / "unseen.txt", 12)
 
     def command(self, *words):
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -231,7 +237,7 @@ def test_every_command_reads_what_fsdp_leaves(runs):
         "--measures",
         "perplexity",
         "--files",
-        str(runs.folder / "texts"),
+        str(runs.unseen()),
         "--out",
         str(two / "report"),
     )

@@ -116,6 +116,11 @@ def recognised(files: list[str], about: Mapping[str, Any]) -> Text | None:
 def set_aside(about: Mapping[str, Any], data: Text) -> Documents:
     """What a run held out for testing."""
     origin, rows = data.documents("test")
+    if not len(rows):
+        raise ZooError(
+            f"The run of this checkpoint held out no document of {origin} for testing.   "
+            "Try:  --files with texts that it was not trained on"
+        )
     return gathered(f"held-out documents of {origin}" if same(about, data) else changed(origin), rows)
 
 
