@@ -134,6 +134,12 @@ class CLI(LightningCLI):
     folder: Path | None = None
     """Where a stage of a pipeline keeps its checkpoints."""
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI's is static
+        """The verb that runs, and what the parser leaves out of its arguments; those of the others take as long."""
+        every = LightningCLI.subcommands()
+        verb = "fit" if self.staged else sys.argv[1]
+        return {verb: every[verb]}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--extend", type=list[Extend] | None, default=None, help="What follows training, stage by stage."
