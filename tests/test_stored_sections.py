@@ -225,17 +225,40 @@ def test_the_other_commands_import_nothing_either(command, kind, trained, place)
         assert "hostile_module" not in sys.modules, said
 
 
+def read(about, verb="fit"):
+    """The sections of a description, as a verb of the Trainer takes them."""
+    argv = [verb, "--ckpt_path", "bad.ckpt"]
+    stored_sections.read_model_section(about, argv, "bad.ckpt")
+    stored_sections.read_data_section(about, argv, "bad.ckpt")
+
+
+@pytest.fixture
+def about(trained):
+    """The description of the trained checkpoint."""
+    return copy.deepcopy(lightning.load(next((trained / "run").rglob("last.ckpt")))["zoo"])
+
+
+def test_the_description_itself_is_read(about, place):
+    read(about)
+
+
 @pytest.mark.parametrize("value", ["hostile_module.run", {"class_path": "hostile_module.Calls"}, ["hostile_module.run"],
                                    "!!python/object/apply:os.system ['touch ran']"])  # fmt: skip
 @pytest.mark.parametrize("name", ["dim", "std", "norm", "window_layers", "compile", "position.init_args.base",
                                   "schedule.init_args.warmup", "optimizer.init_args.betas",
                                   "optimizer.init_args.fused"])  # fmt: skip
-def test_arguments_are_plain_values_of_their_types(name, value, trained, place):
-    path = checkpoint(trained, lambda about: put(about, f"asked.model.init_args.{name}", value))
-    said = run("fit", path)
-    assert "no plain value" in said
+def test_arguments_are_plain_values_of_their_types(name, value, about, place):
+    put(about, f"asked.model.init_args.{name}", value)
+    with pytest.raises(ZooError, match="no plain value"):
+        read(about)
     assert not Path("ran").exists()
     assert "hostile_module" not in sys.modules
+
+
+def test_the_command_refuses_them_so_too(trained, place):
+    path = checkpoint(trained, lambda about: put(about, "asked.model.init_args.dim", "hostile_module.run"))
+    assert "no plain value" in run("fit", path)
+    assert not Path("ran").exists()
 
 
 def test_weights_of_a_file_name_no_other_file(trained, place):
@@ -270,16 +293,24 @@ def test_neither_cache_nor_workers_come_from_a_file(trained, place, monkeypatch)
         "~nobody-at-all/x",
     ],
 )
-def test_stored_data_are_local_regular_files(word, trained, place):
-    path = checkpoint(trained, lambda about: put(about, "asked.data.init_args.files", [word]))
+def test_stored_data_are_local_regular_files(word, about, place):
+    put(about, "asked.data.init_args.files", [word])
+    for verb in ("validate", "fit"):
+        with pytest.raises(ZooError, match="does not choose what is opened"):
+            read(about, verb)
+
+
+def test_the_commands_open_no_others(trained, place):
+    path = checkpoint(trained, lambda about: put(about, "asked.data.init_args.files", ["/proc/self/environ"]))
     for command in ("validate", "fit"):
         assert "does not choose what is opened" in run(command, path)
 
 
 @pytest.mark.parametrize("name", ["/etc", "..", "texts", "https://example.com/x", "json:x", "text", "imagefolder"])
-def test_a_stored_data_set_is_the_name_of_one_on_the_hub(name, trained, place):
-    path = checkpoint(trained, lambda about: about["asked"]["data"]["init_args"].update(files=None, dataset=name))
-    assert "not the name of one on the hub" in run("validate", path)
+def test_a_stored_data_set_is_the_name_of_one_on_the_hub(name, about, place):
+    about["asked"]["data"]["init_args"].update(files=None, dataset=name)
+    with pytest.raises(ZooError, match="not the name of one on the hub"):
+        read(about, "validate")
 
 
 def test_stored_files_are_printed_before_they_are_opened(trained, place, capsys):
