@@ -218,6 +218,19 @@ def test_a_forked_process_does_not_give_the_lock_back(tmp_path):
     assert (tmp_path / lock.LOCK).exists()
 
 
+def test_a_process_that_ends_at_once_leaves_nothing_unfinished(tmp_path):
+    if (pid := os.fork()) == 0:
+        lock.acquire_lock(tmp_path)
+        with lock.writing(tmp_path / "whole") as beside:
+            beside.write_text("whole")
+        with lock.writing(tmp_path / "half") as beside:
+            beside.write_text("half")
+            lock.abandon_writing()
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
 def test_signals_are_those_of_this_system():
     assert lock.start_time(os.getpid()) == lock.start_time(os.getpid())
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])

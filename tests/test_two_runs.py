@@ -72,18 +72,12 @@ def last(place, root, kind):
     return lightning.load(paths[-1])
 
 
-@pytest.mark.parametrize(
-    ("kind", "kills"),
-    [
-        ("plain", 1),
-        pytest.param("plain", 10, marks=pytest.mark.slow),
-        pytest.param("staged", 10, marks=pytest.mark.slow),
-    ],
-)
-def test_two_runs_of_one_folder_of_which_the_living_one_is_killed(kind, kills, tmp_path):
-    place, draw = Place(tmp_path, STAGES if kind == "staged" else ""), random.Random(kills)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "staged"])
+def test_two_runs_of_one_folder_of_which_the_living_one_is_killed_ten_times(kind, tmp_path):
+    place, draw = Place(tmp_path, STAGES if kind == "staged" else ""), random.Random(10)
     assert finish(place.fit("alone"))[0] == 0
-    for number in range(kills):
+    for number in range(10):
         pair = [place.fit(), place.fit()]
         while all(process.poll() is None for process in pair):
             time.sleep(0.02)

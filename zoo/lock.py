@@ -53,6 +53,8 @@ EARLIER = re.compile(r"\..+?(\.(?P<pid>\d+))?\.part")
 
 _held: dict[Path, str] = {}
 """Locks of this process, and what is written in them."""
+_unfinished: set[Path] = set()
+"""Files that this process is writing."""
 _touched: set[Path] = set()
 """Unfinished files of this process that show a sign of life."""
 _beating: list[threading.Thread] = []
@@ -332,6 +334,7 @@ def writing(path: Path, *, replaces_folder: bool = False) -> Iterator[Path]:
         replaces_folder: Whether a folder that stands there is replaced by a file.
     """
     beside = part_path(path)
+    _unfinished.add(beside)
     try:
         yield beside
         if replaces_folder:
@@ -340,6 +343,14 @@ def writing(path: Path, *, replaces_folder: bool = False) -> Iterator[Path]:
             os.replace(beside, path)
     finally:
         remove_path(beside)
+        _unfinished.discard(beside)
+
+
+def abandon_writing() -> None:
+    """Remove what this process is writing, and release its locks, where it ends without running to its end."""
+    for path in list(_unfinished):
+        remove_path(path)
+    release_locks()
 
 
 def remove_left_overs(folder: Path, *, recursive: bool = False, earlier: bool = False) -> None:
