@@ -233,6 +233,11 @@ def settings(subject: Subject) -> None:
         raise Skip(f"{title(subject)} has no numbers, switches or choices of its own.")
 
 
+def decoding(subject: Subject) -> None:
+    """As `positions.decoding`, on three kernels: each kernel is tried with the encoding by the exam of that."""
+    positions.decoding(subject, kernels=("Eager", "SDPA", "Tiled"))
+
+
 @check
 def extending(subject: Subject) -> None:
     """Every encoding that takes it keeps its promises: exact angles, shifts, cached decoding, rows, storage."""
@@ -242,7 +247,7 @@ def extending(subject: Subject) -> None:
             positions.precision,
             positions.shift,
             positions.growth,
-            positions.decoding,
+            decoding,
             positions.rows,
             positions.autocast,
             positions.storage,

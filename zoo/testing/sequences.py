@@ -7,7 +7,7 @@ the other buffer indices, so it is asked through every installed kernel that doe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
 
 import torch
@@ -20,16 +20,31 @@ from zoo.kernel import Eager
 from zoo.testing.probe import Skip, Subject, blame, check, close, content, decoder, line, models, size, some, weights
 
 
-def everywhere(subject: Subject, kind: str, length: int, ask: Callable[[Decoder, str, float], None]) -> None:
+def everywhere(
+    subject: Subject,
+    kind: str,
+    length: int,
+    ask: Callable[[Decoder, str, float], None],
+    kernels: Collection[str] | None = None,
+) -> None:
     """Ask a decoder with each kernel, in float64 where the kernel has that, about sequences under a kind of mask.
 
     Eager must answer. Another kernel may refuse, even as late as when it is called.
+
+    Args:
+        subject: The position encoding or kernel under examination.
+        kind: Of mask, beside causal.
+        length: The trained length.
+        ask: What is asked of a decoder, with the name of its kernel and the tolerance.
+        kernels: Names of those that are tried beside Eager (default: all that are installed).
     """
     ask(decoder(subject, length=length), "Eager", 1e-5)
     mask = frozenset({"causal", kind})
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, kernel in plugins.classes("zoo.kernels").items():
+            if kernels is not None and name not in kernels:
+                continue
             for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-4)) if kernel is not Eager else ():
                 try:
                     model = decoder(subject, length=length, kernel=kernel).to(dtype)
@@ -42,7 +57,7 @@ def everywhere(subject: Subject, kind: str, length: int, ask: Callable[[Decoder,
 
 
 @check
-def decoding(subject: Subject) -> None:
+def decoding(subject: Subject, kernels: Collection[str] | None = None) -> None:
     """Decoding token by token from a cache gives the logits of the full forward of the same extent, on any kernel."""
     tokens, parts = torch.arange(48).view(2, 24) * 7 % 32, (9, 1, 1, 5, 1, 7)
     padding = torch.tensor([4, 0])
@@ -65,7 +80,7 @@ def decoding(subject: Subject) -> None:
             )
 
     for length in (16, 64):  # beyond its training length where it can go there
-        everywhere(subject, "padding", length, ask)
+        everywhere(subject, "padding", length, ask, kernels)
 
 
 @check
