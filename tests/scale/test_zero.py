@@ -123,7 +123,7 @@ def test_its_directory_serves_as_a_file_does(pairs, tmp_path, monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["zoo", "validate", "--ckpt_path", str(path), "--trainer.accelerator=cpu"])
     cli.run(sys.argv[1:])
     assert "perplexity" in capsys.readouterr().out
-    cli.run(["evaluate", str(path), "--lengths", "16", "--measures", "perplexity", "--device", "cpu"])
+    cli.run(["evaluate", str(path), "--lengths", "16", "--files", "texts", "--measures", "perplexity"])
     assert "perplexity" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["zoo", "fit", "--config", "recipe.yaml", FIRE, "--ckpt_path", str(path)])
     with pytest.raises(ZooError, match=rf"left by ZeRO.*zero{stage}\.yaml"):
