@@ -258,6 +258,18 @@ def test_a_folder_of_another_recipe_is_refused(whole, monkeypatch):
     same(whole, whole)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "null", "{}", '{"model": 1, "trainer": [], "data": 3}', "[" * 9000])
+def test_damaged_records_are_sentences(content, whole, place):
+    shutil.copytree(whole, "run")
+    for name in ("1-64-YaRN/stage.json", "pipeline.json"):
+        kept = Path("run", name).read_text()
+        if content == "{}" and name != "pipeline.json":
+            continue  # a stage of which nothing is known yet
+        Path("run", name).write_text(content)
+        assert f"{name} is damaged" in refused("--config", "recipe.yaml")
+        Path("run", name).write_text(kept)
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

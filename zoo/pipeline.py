@@ -26,12 +26,13 @@ from zoo import checkpoints, lock, resume
 from zoo.checkpoints import lightning
 from zoo.continuation import FLAG
 from zoo.data.positions import Placement
-from zoo.errors import ZooError
+from zoo.errors import ZooError, escape_controls
 from zoo.extend import Plan, plan
 from zoo.extend.methods import usual
 from zoo.extend.source import Source, read
 from zoo.extend.write import write
 from zoo.lengths import length, short
+from zoo.limits import read_json, reporting_damage
 from zoo.recipe import FREE, differences, named, renamed
 from zoo.stored_sections import read_weights_section
 from zoo.tasks import LanguageModel
@@ -187,8 +188,8 @@ class Pipeline:
             any(self.root.glob("*/stage.json")) or any(self.root.glob("*/*.ckpt")) or any(self.root.glob("*/*/*.ckpt"))
         )
         if path.is_file() and begun:
-            there = json.loads(path.read_text())
-            lines = list(departures(there, json.loads(json.dumps(here))))
+            with reporting_damage(path):
+                lines = list(departures(read_json(path), json.loads(json.dumps(here))))
             if lines:
                 raise ZooError(
                     f"{self.root} holds the run of another recipe.\n  "
@@ -201,7 +202,12 @@ class Pipeline:
     def told(self, name: str) -> dict[str, Any]:
         """What is known of a stage: where its training ended, what was measured."""
         path = self.root / name / "stage.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ZooError(f"{path} is damaged: it holds no mapping.")
+        return found
 
     # Stages.
 
@@ -230,7 +236,7 @@ class Pipeline:
             lambda: None if "measured" in self.told(name) else self.measure(name, each, trained, converted, result),
             lambda: "measured" in self.told(name),
         )
-        rank_zero_only(print)(self.told(name)["measured"])
+        rank_zero_only(print)(escape_controls(str(self.told(name)["measured"])))
         return result
 
     def tuned(self, each: Extend, converted: Path) -> dict[str, Any]:

@@ -150,9 +150,10 @@ def test_another_runs_folder_is_left_alone(tmp_path, files):
     with pytest.raises(ZooError, match="another run: its checkpoints differ"):
         ask(one, "--lengths", "32", *words)
     assert (out / "results.json").read_bytes() == before
-    (out / "results.json").write_text("{")
-    with pytest.raises(ZooError, match="damaged"):
-        ask(one, "--lengths", "32", *words)
+    for damaged in (b"{", b"[]", before.replace(b'"measure"', b'"m"'), before.replace(b'"results"', b'"r"')):
+        (out / "results.json").write_bytes(damaged)
+        with pytest.raises(ZooError, match="damaged"):
+            ask(one, "--lengths", "32", *words)
 
 
 def test_a_length_beyond_a_table_is_refused_and_the_others_run(tmp_path, files, capsys):

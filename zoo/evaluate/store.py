@@ -46,7 +46,9 @@ class Store:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             other = [key for key in SAME if found.get(key) != json.loads(json.dumps(header[key]))]
-            results = found["results"]
+            results = [dict(one) for one in found["results"]]
+            for one in results:
+                one["checkpoint"], one["measure"], one["length"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ZooError(f"{path} is damaged ({error}).   Remove it, or name another folder:  --out FOLDER") from None
         if other:
