@@ -263,7 +263,7 @@ def test_damaged_records_are_sentences(content, whole, place):
     shutil.copytree(whole, "run")
     for name in ("1-64-YaRN/stage.json", "pipeline.json"):
         kept = Path("run", name).read_text()
-        if content == "{}" and name != "pipeline.json":
+        if content.startswith("{") and name != "pipeline.json":
             continue  # a stage of which nothing is known yet
         Path("run", name).write_text(content)
         assert f"{name} is damaged" in refused("--config", "recipe.yaml")
